@@ -1,0 +1,74 @@
+"""Finding models: a folder is used as it is, anything else is a hub id. What can't be had is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from orpheus.errors import UserError
+
+T = TypeVar("T")
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether `name` can only be a folder: a hub id is 'name' or 'owner/name' and nothing more."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def local_folder(name: str | Path, what: str, needs: str = "config.json") -> Path | None:
+    """The folder `name` if there is one, None for a hub id.
+
+    Raises UserError for a path that does not exist and for a folder without the file `needs`.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / needs).is_file():
+            raise UserError(f"{what}: the folder {folder} has no {needs}, so it holds no {what}")
+        return folder
+    if folder.exists():
+        raise UserError(f"{what}: {folder} is a file, expected a folder with {needs}")
+    if looks_like_path(str(name)):
+        raise UserError(f"{what}: there is no folder {folder}")
+    return None
+
+
+def unreachable(what: str, name: str, error: BaseException, instead: str) -> UserError:
+    """The error for something that could not be had from the hub: which id, why, and what to do."""
+    return UserError(f"{what} '{name}' can't be had: {reason_of(error)}. Give a local folder, fetch it first with "
+                     f"`hf download {name}` where there is a network, or {instead}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a download failed, in plain words."""
+    from huggingface_hub import errors as hf
+
+    text = str(error)
+    if isinstance(error, hf.GatedRepoError) or "gated" in text:
+        return "it is gated: accept its terms on the hub and log in with `hf auth login`"
+    if isinstance(error, hf.RepositoryNotFoundError):
+        return "the hub has no such repository, or it is private or disabled"
+    if isinstance(error, (hf.OfflineModeIsEnabled, hf.LocalEntryNotFoundError)) or "offline" in text.lower():
+        return "the hub can't be reached (offline) and it is not in the local cache"
+    if isinstance(error, hf.EntryNotFoundError):
+        return "the repository lacks a file that is needed"
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    if isinstance(cause, (ConnectionError, TimeoutError)) or "connect" in f"{cause} {text}".lower():
+        return "the hub can't be reached"
+    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def fetch(what: str, name: str, load: Callable[[], T], instead: str) -> T:
+    """Run `load`; a network or hub failure becomes a UserError naming the id, the reason and the remedy."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return load()
+    except HFValidationError as error:
+        raise UserError(f"{what}: '{name}' is neither a folder nor a hub id like 'owner/name'") from error
+    except (OSError, ValueError) as error:  # hub errors are OSErrors; transformers wraps some in ValueError
+        if isinstance(error, UserError):
+            raise
+        raise unreachable(what, name, error, instead) from error

@@ -1,0 +1,75 @@
+"""What an adapter, a model or a WAV was made from: a JSON file beside it, so that nothing has to be guessed later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orpheus.audio import atomic_path
+from orpheus.errors import UserError
+from orpheus.tokens import TokenLayout
+
+FILE_NAME = "orpheus.json"
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "huggingface_hub", "bitsandbytes", "unsloth", "snac")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything needed to speak with an adapter: `OrpheusInference(folder)` reads it and needs nothing else."""
+
+    base: str
+    codec: str
+    layout: TokenLayout
+    base_revision: str | None = None
+    base_fingerprint: str | None = None
+    codec_identity: str | None = None
+    voices: tuple[str, ...] = ()  # seen in training; empty: single speaker, plain text
+    base_voices: tuple[str, ...] = ()
+    tags: dict[str, int] = field(default_factory=dict)
+    data_hash: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> Path:
+        """Write `orpheus.json` into `folder`."""
+        return write_json(folder / FILE_NAME, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Provenance | None:
+        """Read it from `folder`; None if there is none. UserError if it is damaged."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name for f in dataclasses.fields(cls)}
+            data = {k: v for k, v in data.items() if k in known}
+            for name in ("voices", "base_voices"):
+                data[name] = tuple(data.get(name, ()))
+            return cls(**data | {"layout": TokenLayout(**data["layout"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): restore it, or train again") from error
+
+
+def write_json(path: Path, data: Any) -> Path:
+    """Write `data` as readable JSON, whole or not at all."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n"
+    with atomic_path(path, overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape the result, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,59 @@
+"""Builders of tiny seeded models in the real format: a tokenizer with every Orpheus token and a two-layer Llama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orpheus.tokens import CODEBOOK_SIZE, CUSTOM, CUSTOM_TOKEN, FRAME_SLOTS, TokenLayout
+
+CUSTOM_TOKENS = CUSTOM["audio_start"] + FRAME_SLOTS * CODEBOOK_SIZE
+
+
+def build_tokenizer(adds_bos: bool = True):
+    """A byte-level tokenizer with Llama 3's control tokens and all custom tokens, in the published order."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    control = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    custom = [CUSTOM_TOKEN.format(k) for k in range(CUSTOM_TOKENS)]
+    vocabulary = {token: i for i, token in enumerate(alphabet + control + custom)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(control)
+    if adds_bos:
+        bos = control[0]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary[bos])]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=control[0],
+        eos_token=control[1],
+        pad_token=CUSTOM_TOKEN.format(CUSTOM["pad"]),
+    )
+
+
+def build_base(layout: TokenLayout, seed: int = 0, **overrides):
+    """A random Llama with tied embeddings and llama3 rope scaling, like Orpheus in everything but size."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=16, max_position_embeddings=16384)  # fmt: skip
+    rope = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                original_max_position_embeddings=8192)  # fmt: skip
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=layout.audio_end, tie_word_embeddings=True, rope_parameters=rope,
+                         bos_token_id=layout.bos, eos_token_id=layout.end_of_text, pad_token_id=layout.pad,
+                         **(sizes | overrides))  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def save_base(folder: Path, seed: int = 0, **overrides) -> Path:
+    """Write a tiny base model with its tokenizer, as a user would have it on disk."""
+    tokenizer = build_tokenizer()
+    build_base(TokenLayout.from_tokenizer(tokenizer), seed, **overrides).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
