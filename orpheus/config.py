@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from orpheus.errors import UserError
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
-DATA_DIR = PROJECT_DIR / "data"
+DATA_DIR = Path(__file__).resolve().parent.parent / "data"
+EMBEDDED = "embedded:"
+"""Prefix of what comes with the project: 'embedded:tiny_codec' is the folder data/tiny_codec, wherever it lies."""
 
 HUB_BASE = "unsloth/orpheus-3b-0.1-ft"
 HUB_CODEC = "hubertsiuzdak/snac_24khz"
@@ -50,6 +51,7 @@ class Preset:
     base: str
     codec: str
     dataset: str
+    epochs: float
     max_steps: int  # 0: train for `epochs` instead
     learning_rate: float
     lora_alpha: int
@@ -58,12 +60,17 @@ class Preset:
 
 
 PRESETS = {
-    "orpheus-3b": Preset("orpheus-3b", HUB_BASE, HUB_CODEC, HUB_CORPUS, max_steps=0,
+    "orpheus-3b": Preset("orpheus-3b", HUB_BASE, HUB_CODEC, HUB_CORPUS, epochs=1, max_steps=0,
                          learning_rate=2e-4, lora_alpha=64, batch_size=1, gradient_accumulation=4),
-    "tiny": Preset("tiny", str(DATA_DIR / "tiny_orpheus"), str(DATA_DIR / "tiny_codec"), str(DATA_DIR / "corpus"),
-                   max_steps=0, learning_rate=2e-3, lora_alpha=64, batch_size=8, gradient_accumulation=1),
+    "tiny": Preset("tiny", f"{EMBEDDED}tiny_orpheus", f"{EMBEDDED}tiny_codec", f"{EMBEDDED}corpus",
+                   epochs=4, max_steps=0, learning_rate=2e-3, lora_alpha=64, batch_size=8, gradient_accumulation=1),
 }  # fmt: skip
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
+
+
+def embedded_path(name: str) -> str:
+    """'embedded:NAME' as the path of that folder; any other name or path as it is."""
+    return str(DATA_DIR / name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else name
 
 
 def resolve_preset(name: str, has_gpu: bool) -> Preset:
@@ -121,8 +128,8 @@ class LoraOptions:
 class TrainOptions:
     """How to train. The defaults are Unsloth's Orpheus notebook; the preset's figures stand in for None."""
 
-    epochs: float = 1.0
-    """Passes over the corpus; ignored when max-steps is set."""
+    epochs: float | None = None
+    """Passes over the corpus; ignored when max-steps is above 0. Default: the preset's."""
     max_steps: int | None = None
     """Optimiser steps; 0 means train for `epochs`. Default: the preset's."""
     learning_rate: float | None = None
@@ -189,6 +196,27 @@ class SftOptions:
     """Where the spoken samples go."""
     speak_samples: bool = True
     """Speak the default prompts when training is done."""
+    overwrite_samples: bool = False
+    """Start at output_0.wav again instead of numbering on after the files that exist."""
+
+
+def filled(options: SftOptions, has_gpu: bool) -> SftOptions:
+    """The options with every None replaced by its preset's figure; this is what runs and what is saved."""
+
+    def fill(part: Any, **defaults: Any) -> Any:
+        missing = {name: value for name, value in defaults.items() if getattr(part, name) is None}
+        return dataclasses.replace(part, **missing)
+
+    p = resolve_preset(options.model.preset, has_gpu)
+    return dataclasses.replace(
+        options,
+        model=dataclasses.replace(fill(options.model, base=p.base, codec=p.codec), preset=p.name),
+        corpus=fill(options.corpus, dataset=p.dataset),
+        lora=fill(options.lora, alpha=p.lora_alpha),
+        train=fill(options.train, max_steps=p.max_steps, epochs=p.epochs, learning_rate=p.learning_rate,
+                   batch_size=p.batch_size, gradient_accumulation=p.gradient_accumulation,
+                   gradient_checkpointing=has_gpu),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from orpheus.config import embedded_path
 from orpheus.errors import UserError
 
 T = TypeVar("T")
@@ -17,18 +18,18 @@ def looks_like_path(name: str) -> bool:
 
 
 def local_folder(name: str | Path, what: str, needs: str = "config.json") -> Path | None:
-    """The folder `name` if there is one, None for a hub id.
+    """The folder `name` ('embedded:NAME' too) if there is one, None for a hub id.
 
     Raises UserError for a path that does not exist and for a folder without the file `needs`.
     """
-    folder = Path(name).expanduser()
+    folder = Path(embedded_path(str(name))).expanduser()
     if folder.is_dir():
         if not (folder / needs).is_file():
             raise UserError(f"{what}: the folder {folder} has no {needs}, so it holds no {what}")
         return folder
     if folder.exists():
         raise UserError(f"{what}: {folder} is a file, expected a folder with {needs}")
-    if looks_like_path(str(name)):
+    if looks_like_path(str(folder)):
         raise UserError(f"{what}: there is no folder {folder}")
     return None
 

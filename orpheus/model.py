@@ -110,13 +110,14 @@ def load_base(
     if backend == "auto":
         backend = "unsloth" if device.startswith("cuda") else "transformers"
     folder = local_folder(base, "base model")
+    source = str(folder or base)
     dtype = dtype or compute_dtype(device)
     if load_in_4bit:
         _need_bitsandbytes()
     if backend == "unsloth":
-        model, tokenizer = _load_unsloth(base, load_in_4bit, dtype, max_seq_length)
+        model, tokenizer = _load_unsloth(source, load_in_4bit, dtype, max_seq_length)
     else:
-        model, tokenizer = _load_transformers(base, load_in_4bit, dtype, device)
+        model, tokenizer = _load_transformers(source, load_in_4bit, dtype, device)
     layout = TokenLayout.from_tokenizer(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < layout.audio_end:
@@ -155,7 +156,23 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
         )
         return model, tokenizer
 
-    return fetch("base model", base, load, "use the embedded one: --model.preset tiny")
+    model, tokenizer = fetch("base model", base, load, "use the embedded one: --model.preset tiny")
+    if in_4bit and device == "cpu":
+        _keep_differentiable(model)
+    return model, tokenizer
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    It does so at the first pass in evaluation mode, for good, and the packed product has no gradient: one
+    validation pass before or during training would silently cut off every gradient below (bitsandbytes 0.50).
+    """
+    import bitsandbytes
+
+    for layer in model.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> tuple[Any, Any]:
@@ -176,6 +193,8 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
 
 
 def _need_bitsandbytes() -> None:
+    # On CPU it warns about an optional kernel package, which the user can do nothing about.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

@@ -144,6 +144,11 @@ class TokenLayout:
         start = self.audio_start + slot * CODEBOOK_SIZE
         return range(start, start + CODEBOOK_SIZE)
 
+    @property
+    def slot_size(self) -> int:
+        """How many ids each slot has."""
+        return CODEBOOK_SIZE
+
     def slot_of(self, token_id: int) -> int | None:
         """The slot that an id belongs to, or None for an id that is not audio."""
         offset = int(token_id) - self.audio_start

@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs.
+
+PYTHON ?= python3.11
+PYTHON := $(shell command -v $(PYTHON) || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
+CODE := orpheus data tests orpheus_sft_unsloth.py inference.py
+
+.PHONY: help setup demo test check format clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready  ## a virtual environment with what the programs need
+
+demo: $(VENV)/.ready  ## train a LoRA on the embedded voice and speak three tagged prompts (CPU, no download)
+	$(BIN)/python orpheus_sft_unsloth.py --model.preset tiny --train.resume --overwrite-samples
+	@echo
+	@echo "listen to      generated_audio/output_0.wav  output_1.wav  output_2.wav"
+	@echo "loss curve     lora_model/loss.png"
+	@echo "speak          $(BIN)/python inference.py \"Hey there, <giggles> how are you?\""
+
+test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready-dev  ## format, lint, types
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-dev  ## put the code in the project's format
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+clean:  ## remove the environment, caches and everything the programs wrote
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	git clean -fdqX lora_model generated_audio
+
+$(VENV)/.ready: $(REQUIREMENTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

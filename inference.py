@@ -1,0 +1,115 @@
+"""Speak tagged prompts with a voice you trained.
+
+    python inference.py                                        # three sample prompts -> generated_audio/
+    python inference.py "Oh no, <sighs> not again." "<laughs> Yes!"
+    python inference.py --voice tara --file lines.txt --out wavs
+    echo "Hello there." | python inference.py -
+
+In a notebook:
+
+    from inference import OrpheusInference
+    tts = OrpheusInference("lora_model")
+    tts.generate("Hey there, <giggles> how are you?")[0]
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from orpheus.cli import run
+from orpheus.config import DEFAULT_PROMPTS, PresetName, SamplingOptions, resolve_preset
+from orpheus.errors import UserError
+
+if TYPE_CHECKING:
+    from orpheus.inference import OrpheusInference
+
+
+def __getattr__(name: str) -> Any:
+    """`from inference import OrpheusInference` works, and `--help` stays quick: PyTorch loads when it is needed."""
+    if name == "OrpheusInference":
+        from orpheus.inference import OrpheusInference
+
+        return OrpheusInference
+    raise AttributeError(f"module 'inference' has no attribute '{name}'")
+
+
+@dataclass(frozen=True)
+class SpeakOptions:
+    """Speak tagged prompts with a trained voice and write WAV files (24 kHz, mono)."""
+
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Texts to speak, with tags like <laughs> or <sighs>; '-' reads lines from standard input. Default: three samples."""
+    file: Path | None = None
+    """Speak each line of this UTF-8 text file."""
+    voice: str | None = None
+    """Voice for 'voice: text' prompts. Default: the one the adapter was trained on."""
+    adapter: str | None = "lora_model"
+    """Folder of the trained adapter; None speaks with the base model alone."""
+    preset: PresetName = "auto"
+    """Where base and codec come from when there is no adapter: orpheus-3b (hub, GPU), tiny (embedded), auto."""
+    base: str | None = None
+    """Base model: hub id or folder. Default: the one the adapter was trained on."""
+    codec: str | None = None
+    """SNAC codec: hub id or folder. Default: the one the adapter was trained with."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    load_in_4bit: Literal["auto", "yes", "no"] = "auto"
+    """Quantise the base to 4 bit; auto: on a GPU with less than 12 GiB free."""
+    out: Path = Path("generated_audio")
+    """Folder for output_0.wav, output_1.wav, ..."""
+    overwrite: bool = False
+    """Start at output_0.wav again instead of numbering on after the files that exist."""
+    batch_size: int = 8
+    """Prompts spoken at once."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+def read_prompts(options: SpeakOptions) -> list[str]:
+    """The texts from the command line, the file or standard input; the default ones if none are given."""
+    lines = [p for p in options.prompts if p != "-"]
+    try:
+        if options.file is not None:
+            lines += options.file.read_text(encoding="utf-8").splitlines()
+        if "-" in options.prompts:
+            lines += sys.stdin.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read the prompts from {options.file or 'standard input'}: {error}") from error
+    texts = [line for line in lines if line.strip()]
+    if not texts and (options.prompts or options.file):
+        raise UserError("there is nothing to speak: every line is empty")
+    return texts or list(DEFAULT_PROMPTS)
+
+
+def load(options: SpeakOptions) -> OrpheusInference:
+    """The voice that the options describe."""
+    from orpheus.inference import OrpheusInference
+    from orpheus.model import has_gpu
+
+    base, codec = options.base, options.codec
+    if options.adapter is None:
+        preset = resolve_preset(options.preset, has_gpu())
+        base, codec = base or preset.base, codec or preset.codec
+        print(f"preset {preset.name}: base {base}, codec {codec}, no adapter")
+    wish = {"auto": "auto", "yes": True, "no": False}[options.load_in_4bit]
+    return OrpheusInference(options.adapter, base, codec, device=options.device, load_in_4bit=wish)
+
+
+def main(options: SpeakOptions) -> None:
+    """Load the voice once, speak batch by batch, say what was written."""
+    texts = read_prompts(options)
+    if options.batch_size < 1:
+        raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
+    tts = load(options)
+    for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
+                                           batch_size=options.batch_size, overwrite=options.overwrite):  # fmt: skip
+        print(f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
+              f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}")
+
+
+if __name__ == "__main__":
+    run(main, SpeakOptions, __doc__)

@@ -1,0 +1,43 @@
+"""What all command-line programs share: options from a dataclass, plain logs, one line for a user's mistake."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from orpheus.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+Options = TypeVar("Options")
+
+
+def run(main: Callable[[Options], None], options: type[Options], description: str | None) -> None:
+    """Parse the command line into `options` and run `main`; exits non-zero when it fails."""
+    import tyro
+
+    # Waiting threads that spin slow everything down as soon as the cores are shared. Read when PyTorch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning about forks
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("orpheus").setLevel(logging.INFO)
+    with one_line_errors():
+        main(tyro.cli(options, description=description))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A `UserError` becomes one line and exit code 2, Ctrl-C exit code 130; other exceptions are bugs and pass."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

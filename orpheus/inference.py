@@ -1,0 +1,310 @@
+"""OrpheusInference: tagged text in, speech out. `stream()` is the real thing; `generate()` collects it.
+
+    text -> prompt ids -> engine (token ids) -> frames of codes -> SNAC -> samples
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.codec import SnacCodec
+from orpheus.config import SamplingOptions, as_dict
+from orpheus.engines.base import Engine
+from orpheus.errors import UserError
+from orpheus.model import LoadedModel, adapter_folder, attach_adapter, load_base, merge, pick_4bit, pick_device
+from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
+from orpheus.provenance import Provenance, versions
+from orpheus.speech import Speech, Timings
+from orpheus.tokens import Codes, FrameStream, Stop
+
+log = logging.getLogger(__name__)
+
+FADE_S = 0.005  # takes the click off a cut, and is too short to hear
+
+
+class NoSpeech(UserError):
+    """The model produced not one whole frame for a text. There is nothing to play, and nothing is made up."""
+
+
+class OrpheusInference:
+    """A voice: base model, adapter and codec, ready to speak.
+
+    Args:
+        adapter: folder of a trained adapter; None speaks with the base model alone.
+        base, codec: hub id or folder; None takes what the adapter was trained with.
+        engine: "auto" or "torch".
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        load_in_4bit: True, False, or "auto": 4-bit on a GPU with less than 12 GiB free.
+    Raises:
+        UserError: something is missing or does not fit; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        adapter: str | Path | None = "lora_model",
+        base: str | None = None,
+        codec: str | None = None,
+        engine: Literal["auto", "torch"] = "auto",
+        device: str = "auto",
+        load_in_4bit: bool | Literal["auto"] = "auto",
+    ) -> None:
+        if engine not in ("auto", "torch"):
+            raise UserError(f"unknown engine '{engine}': expected auto or torch")
+        folder = None if adapter is None else adapter_folder(adapter)
+        made = Provenance.load(folder) if folder else None
+        if made:
+            base, codec = base or made.base, codec or made.codec
+        if not base or not codec:
+            missing = " and ".join(n for n, v in (("base", base), ("codec", codec)) if not v)
+            where = f"the adapter in '{folder}' has no orpheus.json" if folder else "no adapter is given"
+            raise UserError(f"{where}, so name the {missing}: a hub id or a folder")
+        device = pick_device(device)
+        # Plain transformers even beside Unsloth: this class steps the model itself.
+        loaded = load_base(
+            base, load_in_4bit=pick_4bit(load_in_4bit, device), backend="transformers", device=device
+        )
+        self.base_voices = loaded.voices
+        if folder is not None:
+            loaded = attach_adapter(loaded, folder)
+            if not loaded.in_4bit:
+                loaded = merge(loaded)
+        self.has_adapter = folder is not None
+        self.trained_voices = made.voices if made else ()
+        self._connect(loaded, SnacCodec.load(codec, device=device), folder, made)
+
+    def _connect(self, loaded: LoadedModel, codec: SnacCodec, folder: Path | None, made: Provenance | None) -> None:
+        from orpheus.engines.torch_engine import TorchEngine
+
+        if made and made.codec_identity and made.codec_identity != codec.identity:
+            raise UserError(f"the adapter was trained with another codec ({made.codec}, {made.codec_identity}) than "
+                            f"'{codec.name}' ({codec.identity}): its codes would be noise")
+        self.codec = codec
+        self.renderer = Renderer(loaded.tokenizer, loaded.layout)
+        self.engine: Engine = TorchEngine(loaded)
+        self.provenance: dict[str, Any] = {
+            "model": {
+                "base": loaded.base,
+                "revision": loaded.revision,
+                "fingerprint": loaded.fingerprint,
+                "adapter": str(folder) if folder else None,
+                "codec": codec.name,
+                "codec_identity": codec.identity,
+                "in_4bit": loaded.in_4bit,
+                "engine": self.engine.name,
+                "device": str(loaded.device),
+            },
+            "versions": versions(),
+        }
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """The voices that this model is known to have; empty: not known."""
+        return tuple(dict.fromkeys(self.trained_voices + self.base_voices))
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        voice: str | None = None,
+        temperature: float = SamplingOptions.temperature,
+        top_p: float = SamplingOptions.top_p,
+        repetition_penalty: float = SamplingOptions.repetition_penalty,
+        max_new_tokens: int = SamplingOptions.max_new_tokens,
+        seed: int | None = None,
+        output_dir: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> list[Speech]:
+        """Speak one text or several (as one batch), each to its own end.
+
+        Args:
+            prompts: text with tags like <laugh>; 'voice: text' where the voice is a known one.
+            voice: for texts without a 'voice: ' of their own. None: the voice the adapter was trained on.
+            seed: row i draws from seed + i, so the same call gives the same audio. None: a fresh seed.
+            output_dir: also write output_0.wav, output_1.wav, ... there, each as soon as it is finished;
+                numbering goes on after the files that exist unless `overwrite`.
+        Returns:
+            One Speech per prompt, in order.
+        Raises:
+            UserError: bad text, voice or option; NoSpeech if a text gave not one frame (the others are kept).
+        """
+        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if output_dir is None:
+            rows = self._rows(texts, voice, sampling)
+            speeches = [item for item in self._speak(rows, sampling, len(rows))]
+        else:
+            spoken = self.speak_to_files(texts, output_dir, voice, sampling, len(texts), overwrite)
+            speeches = [speech for speech, _ in spoken]
+        return sorted(speeches, key=lambda speech: speech.index)
+
+    def speak_to_files(
+        self,
+        texts: Sequence[str],
+        folder: str | Path,
+        voice: str | None = None,
+        sampling: SamplingOptions | None = None,
+        batch_size: int = 8,
+        overwrite: bool = False,
+    ) -> Iterator[tuple[Speech, Path]]:
+        """Speak texts in batches, writing output_<k>.wav for each as soon as it is finished (not always in order).
+
+        All texts are checked before the first is spoken. Raises as `generate` does, NoSpeech at the very end.
+        """
+        sampling = sampling or SamplingOptions()
+        rows = self._rows(texts, voice, sampling)
+        paths = output_paths(Path(folder), len(rows), overwrite)
+        for speech in self._speak(rows, sampling, batch_size):
+            yield speech, speech.save(paths[speech.index], overwrite=overwrite)
+
+    def stream(
+        self,
+        prompt: str,
+        voice: str | None = None,
+        temperature: float = SamplingOptions.temperature,
+        top_p: float = SamplingOptions.top_p,
+        repetition_penalty: float = SamplingOptions.repetition_penalty,
+        max_new_tokens: int = SamplingOptions.max_new_tokens,
+        seed: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Speak one text; yields float32 chunks [n] as soon as they are final.
+
+        Concatenated they are `generate()`'s samples for the same seed. The first chunk comes after three
+        frames (0.26 s of speech, 21 tokens). Errors are raised as `generate` does, at the first `next()`.
+        """
+        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed)
+        for item in self._stream(self._rows([prompt], voice, sampling), sampling):
+            if isinstance(item, np.ndarray):
+                yield item
+            elif isinstance(item, NoSpeech):
+                raise item
+
+    def _speak(self, rows: Sequence[_Row], sampling: SamplingOptions, batch_size: int) -> Iterator[Speech]:
+        """Each row's Speech as it is finished; NoSpeech at the end if there were silent ones."""
+        silent: list[str] = []
+        for start in range(0, len(rows), batch_size):
+            for item in self._stream(rows[start : start + batch_size], sampling):
+                if isinstance(item, Speech):
+                    yield item
+                elif isinstance(item, NoSpeech):
+                    silent.append(str(item))
+        if silent:
+            raise NoSpeech("; ".join(silent))
+
+    def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions) -> list[_Row]:
+        if not texts:
+            raise UserError("there is nothing to speak: give at least one text")
+        for warning in tag_warnings(t for t in texts if isinstance(t, str)):
+            log.warning("%s", warning)
+        seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
+        rows = []
+        for i, text in enumerate(texts):
+            named, rest = split_voice(check_text(text), self.voices)
+            chosen = named or (self._default_voice() if voice is None else voice)
+            # A base whose own voices are not known may well know more than the adapter was trained on.
+            chosen = check_voice(chosen, self.voices if self.base_voices else ())
+            if chosen and chosen not in self.voices:
+                log.warning("voice '%s' was not in the training data: the model may ignore it", chosen)
+            rows.append(_Row(self, i, rest, chosen, seed + i))
+        return rows
+
+    def _default_voice(self) -> str | None:
+        """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""
+        voices = self.trained_voices if self.has_adapter else self.base_voices
+        if len(voices) > 1:
+            raise UserError(f"this model knows several voices: choose one of {', '.join(voices)} (--voice, or "
+                            "'voice: text')")
+        return voices[0] if voices else None
+
+    def _stream(
+        self, rows: Sequence[_Row], sampling: SamplingOptions
+    ) -> Iterator[np.ndarray | Speech | NoSpeech]:
+        """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none)."""
+        started = time.perf_counter()
+        for row in rows:
+            row.started = started
+        for index, token_id in self.engine.stream([r.prompt for r in rows], sampling, [r.seed for r in rows]):
+            row = rows[index]
+            yield from row.push(token_id)
+            if row.frames.stop is not None or row.tokens == sampling.max_new_tokens:
+                yield from row.finish(sampling)
+
+
+class _Row:
+    """One utterance under way: ids in, chunks out."""
+
+    def __init__(self, tts: OrpheusInference, index: int, text: str, voice: str | None, seed: int) -> None:
+        self.index, self.text, self.voice, self.seed = index, text, voice, seed
+        self.prompt = tts.renderer.prompt(text, voice)
+        self.frames = FrameStream(tts.engine.layout)
+        self.decoder = tts.codec.streaming(seed=seed)
+        self.provenance = tts.provenance
+        self.codes: list[Codes] = []
+        self.chunks: list[np.ndarray] = []
+        self.tokens = 0
+        self.started = 0.0
+        self.first_audio_s: float | None = None
+
+    def push(self, token_id: int) -> Iterator[np.ndarray]:
+        """Take an id; a chunk, float32 [n], when it completed a frame and samples became final."""
+        self.tokens += 1
+        frame = self.frames.push(token_id)
+        if frame is not None:
+            self.codes.append(frame)
+            yield from self._keep(self.decoder.push(frame))
+
+    def _keep(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
+        if len(chunk):
+            if self.first_audio_s is None:
+                self.first_audio_s = time.perf_counter() - self.started
+            self.chunks.append(chunk)
+            yield chunk
+
+    def finish(self, sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
+        """The last chunk and the Speech; or NoSpeech."""
+        stop = self.frames.finish()
+        reason = "max_new_tokens" if stop.kind is Stop.END_OF_IDS else str(stop.kind)
+        if not self.codes:
+            yield NoSpeech(f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
+                           "seed, or check that base and adapter belong together")
+            return
+        last = self.decoder.finish()
+        if stop.kind is not Stop.END_OF_SPEECH:
+            last = fade_out(last)
+        yield from self._keep(last)
+        total_s = time.perf_counter() - self.started
+        yield Speech(
+            index=self.index,
+            text=self.text,
+            voice=self.voice,
+            samples=np.concatenate(self.chunks),
+            codes=Codes.concatenate(self.codes),
+            finish_reason=reason,
+            finish_detail=str(stop),
+            seed=self.seed,
+            timings=Timings(self.first_audio_s or total_s, total_s, self.tokens),
+            provenance={"sampling": as_dict(sampling), **self.provenance},
+        )
+
+
+def fade_out(samples: np.ndarray) -> np.ndarray:
+    """The samples [n] with the last 5 ms, or fewer, falling to zero: for speech that was cut, not ended."""
+    count = min(len(samples), int(FADE_S * SAMPLE_RATE_HZ))
+    if not count:
+        return samples
+    faded = samples.copy()
+    faded[-count:] *= np.linspace(1.0, 0.0, count, dtype=np.float32)
+    return faded
+
+
+def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:
+    """`count` paths output_<k>.wav in `folder`: from 0 with `overwrite`, else after the highest that exists."""
+    taken = [int(p.stem[7:]) for p in folder.glob("output_*.wav") if p.stem[7:].isdecimal()]
+    first = 0 if overwrite or not taken else max(taken) + 1
+    return [folder / f"output_{first + i}.wav" for i in range(count)]

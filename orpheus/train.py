@@ -1,0 +1,471 @@
+"""LoRA training on prepared sequences: collator, trainer, loss per slot, checkpoints, summary.
+
+The data sets hold finished sequences (`input_ids`, `labels`, `length`); nothing is tokenised or cut here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orpheus.config import TrainOptions
+from orpheus.errors import UserError
+from orpheus.model import LoadedModel, trainable_parameters
+from orpheus.prompt import IGNORE
+from orpheus.provenance import write_json
+from orpheus.tokens import FRAME_SLOTS, TokenLayout
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS, RUN_FILE = "checkpoints", "run.json"
+NLL_ROWS = 256  # positions whose log-probabilities are taken at once: bounds the memory of a validation pass
+
+
+@dataclass
+class TrainSummary:
+    """What a training did. Losses are natural-log cross entropy per token; memory is the peak in bytes."""
+
+    steps: int
+    interrupted: bool
+    seconds: float
+    tokens: int
+    trainable_parameters: int
+    peak_memory_bytes: int
+    train_loss: float
+    validation_before: float | None = None
+    validation_after: float | None = None
+    validation_by_slot: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of text and speech trained on per second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        lines = [f"{self.steps} steps in {self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s), "
+                 f"{self.trainable_parameters:,} trained parameters, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB",
+                 f"training loss {self.train_loss:.3f}"]  # fmt: skip
+        if self.validation_after is not None:
+            before = f"{self.validation_before:.3f} -> " if self.validation_before is not None else ""
+            lines.append(f"validation loss {before}{self.validation_after:.3f}; by slot "
+                         + " ".join(f"{loss:.2f}" for loss in self.validation_by_slot))
+        return "\n".join(lines)
+
+
+def train(
+    loaded: LoadedModel,
+    train_set: Dataset,
+    validation_set: Dataset,
+    options: TrainOptions,
+    folder: Path,
+    identity: dict[str, Any],
+) -> TrainSummary:
+    """Train the adapter on `loaded` in place.
+
+    Args:
+        loaded: a base with a trainable adapter (`model.add_lora`).
+        train_set, validation_set: columns input_ids, labels (lists of int, equal lengths) and length; the
+            validation set may be empty.
+        options: with every None filled in (`config.filled`).
+        folder: checkpoints, loss.png and training_log.json go here.
+        identity: what a checkpoint must agree on to be resumed (data, base, adapter shape).
+    Returns:
+        The summary; `interrupted` is True after Ctrl-C, with a checkpoint written.
+    Raises:
+        UserError: nothing to train on, checkpoints that don't belong to this run, a full disk.
+    """
+    if len(train_set) == 0:
+        raise UserError("there is no clip to train on")
+    if options.packing and loaded.backend == "unsloth":
+        raise UserError("packing is for the transformers back end, and Unsloth is in use: leave out --train.packing, "
+                        "or choose --model.backend transformers")
+    checkpoint = _find_checkpoint(folder / CHECKPOINTS, options.resume, identity)
+    trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
+    started = time.perf_counter()
+    with _disk_errors(folder), stop_on_interrupt() as interrupt:
+        trainer.add_callback(_callback(interrupt, trainer))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        interrupted = bool(interrupt)
+        if len(validation_set) and not interrupted and trainer.state.global_step not in _eval_steps(trainer):
+            trainer.evaluate()
+    summary = _summarise(loaded, trainer, interrupted, time.perf_counter() - started)
+    write_json(folder / "training_log.json", asdict(summary))
+    plot_losses(summary.history, folder / "loss.png")
+    return summary
+
+
+# ---- batches ----
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples to a batch: padded rows with an attention mask, or one packed row.
+
+    Packed, all clips of the batch stand in one row without any padding, positions start again at 0 with each
+    clip, and no mask is given: transformers then lets each clip attend to itself alone.
+    """
+
+    pad: int
+    packing: bool = False
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """-> input_ids, labels, and attention_mask [B, T] or position_ids [1, sum T]; all int64."""
+        import torch
+
+        if self.packing:
+            # The first token of a clip is nobody's successor: without this the clip before would predict it.
+            labels = [[IGNORE, *e["labels"][1:]] for e in examples]
+            return {
+                "input_ids": torch.tensor([[i for e in examples for i in e["input_ids"]]]),
+                "labels": torch.tensor([[i for row in labels for i in row]]),
+                "position_ids": torch.tensor([[i for e in examples for i in range(len(e["input_ids"]))]]),
+            }
+        width = max(len(e["input_ids"]) for e in examples)
+
+        def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
+        return {
+            "input_ids": padded([e["input_ids"] for e in examples], self.pad),
+            "labels": padded([e["labels"] for e in examples], IGNORE),
+            "attention_mask": padded([[1] * len(e["input_ids"]) for e in examples], 0),
+        }
+
+
+class LengthGrouped:
+    """A sampler that puts clips of like length together, in an order that depends on seed and epoch alone.
+
+    So a resumed run sees the very batches that an uninterrupted one would have seen.
+    """
+
+    GROUP = 50  # batches that are sorted together: long enough to save padding, short enough to stay random
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        batches = []
+        for start in range(0, len(order), self.GROUP * self.batch_size):
+            group = order[start : start + self.GROUP * self.batch_size]
+            group = group[np.argsort(-self.lengths[group], kind="stable")]
+            batches += [group[i : i + self.batch_size] for i in range(0, len(group), self.batch_size)]
+        full = [b for b in batches if len(b) == self.batch_size]
+        rest = [b for b in batches if len(b) < self.batch_size]  # at most one; last, so that it does not shift the rest
+        return (int(i) for b in [*(full[k] for k in rng.permutation(len(full))), *rest] for i in b)
+
+
+# ---- the trainer ----
+
+
+def _make_trainer(
+    loaded: LoadedModel, train_set: Dataset, validation_set: Dataset, options: TrainOptions, folder: Path
+) -> Any:
+    import torch
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class SpeechTrainer(SFTTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            # trl also takes the entropy and the accuracy over all ids at each step, which for a vocabulary of
+            # speech costs more than the loss itself.
+            return Trainer.compute_loss(self, *args, **kwargs)
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return LengthGrouped(train_set["length"], options.batch_size or 1, options.seed)
+
+    weights = next(p for p in loaded.model.parameters() if p.is_floating_point() and not p.requires_grad)
+    on_gpu = loaded.device.type == "cuda"
+    has_validation = len(validation_set) > 0
+    arguments: dict[str, Any] = dict(
+        output_dir=str(folder / CHECKPOINTS),
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.scheduler,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        optim="adamw_8bit",
+        bf16=on_gpu and weights.dtype == torch.bfloat16,
+        fp16=on_gpu and weights.dtype == torch.float16,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=False,  # add_lora has set it up, Unsloth's way or transformers'
+        logging_steps=options.log_every,
+        logging_first_step=True,
+        eval_strategy="steps" if has_validation and options.eval_every else "no",
+        eval_steps=options.eval_every or None,
+        eval_on_start=has_validation,
+        save_strategy="steps" if options.save_every else "no",
+        save_steps=options.save_every or 500,
+        save_total_limit=2,
+        seed=options.seed,
+        include_num_input_tokens_seen="all" if options.packing else "non_padding",
+        report_to=_tensorboard(folder),
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,  # trl's would cut the end of speech off
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+        push_to_hub=False,
+    )
+
+    def by_slot(outcome: Any) -> dict[str, float]:
+        return losses_by_slot(outcome.predictions, outcome.label_ids, loaded.layout)
+
+    trainer = SpeechTrainer(
+        model=loaded.model,
+        args=SFTConfig(**arguments),
+        data_collator=Collator(loaded.layout.pad, options.packing),
+        train_dataset=train_set,
+        eval_dataset=validation_set if has_validation else None,
+        processing_class=loaded.tokenizer,
+        preprocess_logits_for_metrics=token_losses,
+        compute_metrics=by_slot,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _tensorboard(folder: Path) -> list[str]:
+    import os
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard") is None:
+        log.info("tensorboard is not installed: no event files (pip install tensorboard)")
+        return []
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))  # transformers 5 reads it there
+    return ["tensorboard"]
+
+
+def token_losses(logits: Any, labels: Any) -> Any:
+    """The loss of each token, float32 [B, T] (0 at the first and at ignored ones), instead of logits [B, T, V]."""
+    import torch
+    import torch.nn.functional as F
+
+    if isinstance(logits, tuple):
+        logits = logits[0]
+    losses = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+    for start in range(0, labels.shape[1] - 1, NLL_ROWS):
+        end = min(start + NLL_ROWS, labels.shape[1] - 1)
+        part = F.cross_entropy(
+            logits[:, start:end].float().transpose(1, 2),
+            labels[:, start + 1 : end + 1],
+            ignore_index=IGNORE,
+            reduction="none",
+        )
+        losses[:, start + 1 : end + 1] = part
+    return losses
+
+
+def losses_by_slot(losses: np.ndarray, labels: np.ndarray, layout: TokenLayout) -> dict[str, float]:
+    """Mean loss of the codes in each of the seven slots (which codebook lags?) and of the end tokens.
+
+    losses, labels: [N, T]. A slot without a token in the set is left out.
+    """
+    slot = (labels - layout.audio_start) // layout.slot_size
+    groups = {f"slot_{s}": (labels >= layout.audio_start) & (slot == s) for s in range(FRAME_SLOTS)}
+    groups["end_of_speech"] = labels == layout.end_of_speech
+    return {name: float(losses[mask].mean()) for name, mask in groups.items() if mask.any()}
+
+
+# ---- progress, Ctrl-C, checkpoints ----
+
+
+class Interrupt:
+    """True once Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __bool__(self) -> bool:
+        return self.pressed
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Interrupt]:
+    """Within it Ctrl-C finishes the step and saves; a second Ctrl-C stops at once."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt  # signals reach the main thread only
+        return
+
+    def handle(*_: Any) -> None:
+        if interrupt.pressed:
+            raise KeyboardInterrupt
+        interrupt.pressed = True
+        print("\nstopping after this step and saving a checkpoint (Ctrl-C again: stop at once)", file=sys.stderr)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _callback(interrupt: Interrupt, trainer: Any) -> Any:
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step",
+                            mininterval=1.0)  # fmt: skip
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(state.global_step - self.bar.n)
+            if interrupt and state.global_step < state.max_steps:
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            logs = logs or {}
+            if self.bar is not None and "loss" in logs:
+                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            if "eval_loss" in logs:
+                slots = " ".join(f"{logs[k]:.2f}" for k in sorted(logs) if k.startswith("eval_slot_"))
+                tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.3f} (by slot {slots})")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Progress()
+
+
+def _eval_steps(trainer: Any) -> set[int]:
+    return {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
+
+
+def _find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Path | None:
+    """The newest whole checkpoint to go on from, or None to start. UserError if what is there is another run's."""
+    # The trainer's state is written last: a checkpoint without it was cut off while saving.
+    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    if newest is None:
+        if resume:
+            log.info("there is no checkpoint in %s to resume: starting from the beginning", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / RUN_FILE, identity)
+        return None
+    if not resume:
+        raise UserError(f"{folder} holds the checkpoints of an unfinished training (up to {newest.name}): go on with "
+                        "--train.resume, or delete that folder to start again")
+    try:
+        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    now = json.loads(json.dumps(identity, default=str))
+    different = sorted(k for k in now if before.get(k) != now[k])
+    if different:
+        changes = "; ".join(f"{k} was {before.get(k)}, is {now[k]}" for k in different)
+        raise UserError(f"can't resume from {newest}: {changes}. Use the options of that run, or delete {folder} to "
+                        "start again")
+    log.info("resuming from %s", newest)
+    return newest
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk from its zip writer as a RuntimeError.
+        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "No space left" in str(error):
+            raise UserError(f"can't write to {folder}: {getattr(error, 'strerror', None) or error}; earlier "
+                            "checkpoints are kept, go on with --train.resume when there is space") from error
+        raise
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a finished training; the adapter is saved and they are large."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+# ---- summary ----
+
+
+def _summarise(loaded: LoadedModel, trainer: Any, interrupted: bool, seconds: float) -> TrainSummary:
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    last = evaluations[-1] if evaluations else {}
+    return TrainSummary(
+        steps=trainer.state.global_step,
+        interrupted=interrupted,
+        seconds=round(seconds, 2),
+        tokens=int(trainer.state.num_input_tokens_seen),
+        trainable_parameters=trainable_parameters(loaded.model),
+        peak_memory_bytes=_peak_memory(loaded.device),
+        train_loss=losses[-1] if losses else float("nan"),
+        validation_before=evaluations[0]["eval_loss"] if evaluations and evaluations[0]["step"] == 0 else None,
+        validation_after=last.get("eval_loss"),
+        validation_by_slot=[last[k] for k in (f"eval_slot_{s}" for s in range(FRAME_SLOTS)) if k in last],
+        history=history,
+    )
+
+
+def _peak_memory(device: Any) -> int:
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_reserved(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def plot_losses(history: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Draw training and validation loss over the steps, and the validation loss of each slot, as a PNG."""
+    from matplotlib.figure import Figure
+
+    from orpheus.audio import atomic_path
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    training = [(e["step"], e["loss"]) for e in history if "loss" in e]
+    evaluations = [e for e in history if "eval_loss" in e]
+    if training:
+        left.plot(*zip(*training, strict=True), label="training", alpha=0.7)
+    if evaluations:
+        left.plot([e["step"] for e in evaluations], [e["eval_loss"] for e in evaluations], "o-", label="validation")
+    for slot in range(FRAME_SLOTS):
+        points = [(e["step"], e[f"eval_slot_{slot}"]) for e in evaluations if f"eval_slot_{slot}" in e]
+        if points:
+            right.plot(*zip(*points, strict=True), "o-", label=f"slot {slot}")
+    left.set(xlabel="step", ylabel="loss (nats per token)", title="loss")
+    right.set(xlabel="step", title="validation loss by slot: which codebook lags")
+    for axes in (left, right):
+        if axes.has_data():
+            axes.legend(fontsize="small")
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    return path

@@ -1,0 +1,93 @@
+"""Fine-tune Orpheus TTS with LoRA on a voice, then speak with it.
+
+    python orpheus_sft_unsloth.py                                    # GPU: Orpheus-3B on Elise; CPU: the embedded demo
+    python orpheus_sft_unsloth.py --corpus.dataset my_recordings     # your own voice
+    python orpheus_sft_unsloth.py --train.epochs 3 --train.resume    # go on after an interruption
+
+The adapter goes to lora_model/, a few spoken samples to generated_audio/.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+from orpheus.cli import EXIT_INTERRUPTED, run
+from orpheus.config import SftOptions, as_dict, filled
+from orpheus.errors import UserError
+
+
+def main(options: SftOptions) -> None:
+    """Data -> codes -> model -> adapter -> samples."""
+    from orpheus.model import check_lora, has_gpu
+
+    # 1. What to do: every option that was left open takes its preset's figure.
+    options = filled(options, has_gpu())
+    check_lora(options.lora)
+    print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
+          f"data {options.corpus.dataset}")
+    if options.train.push_to_hub:
+        from orpheus.upload import check_upload
+
+        check_upload(options.train.push_to_hub)  # now, not after hours of training
+
+    # 2. The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies.
+    from orpheus.model import add_lora, load_base, save_adapter
+
+    base = load_base(options.model.base, load_in_4bit=options.model.load_in_4bit, backend=options.model.backend,
+                     max_seq_length=options.train.max_seq_length)  # fmt: skip
+
+    # 3. The recordings: checked, encoded to SNAC codes, rendered to token sequences.
+    from orpheus.codec import SnacCodec
+    from orpheus.corpus import prepare
+    from orpheus.prompt import Renderer
+
+    codec = SnacCodec.load(options.model.codec, device=str(base.device))
+    renderer = Renderer(base.tokenizer, base.layout, options.train.train_on)
+    corpus = prepare(options.corpus, codec, renderer, max_seq_length=options.train.max_seq_length,
+                     seed=options.train.seed)  # fmt: skip
+    print(corpus.summary())
+    corpus.save_report(options.output_dir / "corpus_report.txt")
+
+    # 4. The adapter, trained.
+    from orpheus.provenance import Provenance, versions
+    from orpheus.train import remove_checkpoints, train
+
+    model = add_lora(base, options.lora, alpha=options.lora.alpha, seed=options.train.seed,
+                     gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
+    identity = {"base": base.fingerprint, "data": corpus.data_hash, "lora": as_dict(options.lora),
+                "batch": [options.train.batch_size, options.train.gradient_accumulation]}  # fmt: skip
+    summary = train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
+    print(summary)
+    if summary.interrupted:
+        print("interrupted: a checkpoint is saved; go on with the same command and --train.resume")
+        sys.exit(EXIT_INTERRUPTED)
+
+    # 5. Saved in peft's format, with all that speaking needs to know.
+    save_adapter(model, options.output_dir, Provenance(
+        base=base.base, base_revision=base.revision, base_fingerprint=base.fingerprint, base_voices=base.voices,
+        codec=options.model.codec, codec_identity=codec.identity, layout=base.layout, voices=corpus.voices,
+        tags=corpus.tags, data_hash=corpus.data_hash, config=as_dict(options), versions=versions(),
+        results={"validation_loss": summary.validation_after, "steps": summary.steps, "seconds": summary.seconds},
+    ))  # fmt: skip
+    remove_checkpoints(options.output_dir)
+    print(f"adapter: {options.output_dir}/adapter_model.safetensors, loss curve: {options.output_dir}/loss.png")
+    if options.train.push_to_hub:
+        from orpheus.upload import upload
+
+        print(f"uploaded to {upload(options.output_dir, options.train.push_to_hub)}")
+
+    # 6. Speak, in a fresh process: it proves that what was saved is all that is needed.
+    if options.speak_samples:
+        del model, base, codec
+        gc.collect()
+        speak = [sys.executable, str(Path(__file__).with_name("inference.py")), "--adapter", str(options.output_dir),
+                 "--out", str(options.samples_dir), *(["--overwrite"] if options.overwrite_samples else [])]  # fmt: skip
+        if subprocess.run(speak, check=False).returncode != 0:
+            raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
+
+
+if __name__ == "__main__":
+    run(main, SftOptions, __doc__)
