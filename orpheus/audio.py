@@ -73,8 +73,7 @@ def read(source: str | Path | bytes | BinaryIO, *, name: str | None = None) -> n
     A sound file with zero samples is returned as such; `check` reports it.
     """
     label = name or (str(source) if isinstance(source, str | Path) else "the audio")
-    data = _content(source, label)
-    if not data:
+    if not (data := _content(source, label)):
         raise AudioProblem(f"{label} is an empty file (0 bytes)", "empty")
     samples, rate_hz = _decode(data, label)
     if rate_hz not in PLAUSIBLE_RATE_HZ:
@@ -142,8 +141,7 @@ def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 def _as_float(samples: np.ndarray) -> np.ndarray:
-    samples = np.asarray(samples)
-    if samples.dtype.kind == "f":
+    if (samples := np.asarray(samples)).dtype.kind == "f":
         return samples.astype(np.float32)
     if samples.dtype.kind not in "iu":
         raise UserError(f"audio has the type {samples.dtype}, expected numbers")
@@ -202,8 +200,8 @@ def _edge_silence_s(samples: np.ndarray) -> tuple[float, float]:
     """Seconds of silence before the first and after the last sound, in steps of 20 ms."""
     step_s = 0.02
     level_db = _db((_frames(samples, int(step_s * SAMPLE_RATE_HZ)) ** 2).mean(axis=1))
-    sound = np.flatnonzero(level_db > level_db.max(initial=-np.inf) + EDGE_SILENCE_DB)
-    return (float(sound[0] * step_s), float((len(level_db) - 1 - sound[-1]) * step_s)) if len(sound) else (0.0, 0.0)
+    sound = level_db > level_db.max(initial=-np.inf) + EDGE_SILENCE_DB
+    return (float(sound.argmax() * step_s), float(sound[::-1].argmax() * step_s)) if len(sound) else (0.0, 0.0)
 
 
 def _narrow_band_hz(samples: np.ndarray) -> int | None:
@@ -257,8 +255,7 @@ def pcm16(samples: np.ndarray) -> bytes:
 
 def _playable(samples: np.ndarray) -> np.ndarray:
     """Float32 [N] in [-1, 1]; too loud is clipped, since wrapping around would crack; NaN and other shapes refused."""
-    samples = _as_float(samples)
-    if samples.ndim != 1:
+    if (samples := _as_float(samples)).ndim != 1:
         raise UserError(f"audio to write has the shape {list(samples.shape)}, expected [N], mono")
     if not np.isfinite(samples).all():
         raise UserError("audio to write holds NaN or infinite samples")
@@ -269,8 +266,7 @@ def wav_header(samples: int | None) -> bytes:
     """The 44 bytes before 16-bit mono PCM at 24 kHz; None: length unknown, for a stream that can't be rewound."""
     # The RIFF field counts everything after itself. Readers take 0xFFFFFFFF as "until the end" (ffmpeg, libsndfile).
     size = 0xFFFFFFFF if samples is None else 2 * samples
-    riff = min(size + 36, 0xFFFFFFFF)
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, 1,
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", min(size + 36, 0xFFFFFFFF), b"WAVE", b"fmt ", 16, 1, 1,
                        SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16, b"data", size)  # fmt: skip
 
 

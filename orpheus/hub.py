@@ -69,7 +69,11 @@ def fetch(what: str, name: str, load: Callable[[], T], instead: str) -> T:
         return load()
     except HFValidationError as error:
         raise UserError(f"{what}: '{name}' is neither a folder nor a hub id like 'owner/name'") from error
-    except (OSError, ValueError) as error:  # hub errors are OSErrors; transformers wraps some in ValueError
-        if isinstance(error, UserError):
-            raise
-        raise unreachable(what, name, error, instead) from error
+    except UserError:
+        raise
+    except Exception as error:
+        # Hub errors are OSErrors, transformers wraps some in ValueError, and a broken download is the HTTP client's
+        # own type (httpx, which older hub versions don't have). Anything else is a bug and keeps its traceback.
+        if isinstance(error, (OSError, ValueError)) or type(error).__module__.startswith("httpx"):
+            raise unreachable(what, name, error, instead) from error
+        raise

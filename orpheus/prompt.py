@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orpheus.errors import UserError
-from orpheus.tokens import Codes, TokenLayout
+from orpheus.tokens import CUSTOM_TOKEN, Codes, TokenLayout
 
 IGNORE = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -39,6 +39,7 @@ KNOWN_TAGS = tuple(dict.fromkeys(tag for tags in TAGS_BY_LANGUAGE.values() for t
 
 _TAG = re.compile(r"<([^<>]*)>")
 _TAG_NAME = re.compile(r"[^\W\d_][\w' -]*", re.UNICODE)  # a word, or a few words, in any script
+_CUSTOM_TOKEN = re.compile(CUSTOM_TOKEN.format(r"\d+"))
 _VOICE_PREFIX = re.compile(r"^\s*([^\s:<>]+)\s*:\s+(?=\S)")
 
 
@@ -98,6 +99,8 @@ def check_text(text: Any) -> str:
         raise UserError(f"the text {clean[:40]!r} holds replacement characters: it was read in the wrong encoding, "
                         "save it as UTF-8")
     for tag in find_tags(clean):
+        if _CUSTOM_TOKEN.fullmatch(f"<{tag}>"):
+            raise UserError(f"'<{tag}>' in {clean[:60]!r} is one of the model's control tokens: remove it from the text")
         if not _TAG_NAME.fullmatch(tag):
             raise UserError(f"'<{tag}>' in {clean[:60]!r} is not a tag: write a word between < and >, like <laugh>")
     rest = _TAG.sub(" ", clean)

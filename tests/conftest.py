@@ -35,3 +35,27 @@ def base_dir(tmp_path_factory) -> Path:
     from tests.tiny import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def codec_dir(tmp_path_factory) -> Path:
+    """A tiny codec on disk."""
+    from tests.voices import save_codec
+
+    return save_codec(tmp_path_factory.mktemp("codec"))
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(tmp_path_factory, base_dir, codec_dir) -> Path:
+    """A random adapter that was 'trained' on plain text."""
+    from tests.voices import save_random_adapter
+
+    return save_random_adapter(tmp_path_factory.mktemp("adapter"), base_dir, codec_dir)
+
+
+@pytest.fixture(scope="session")
+def tts(adapter_dir):
+    """OrpheusInference on the tiny random model."""
+    from orpheus.inference import OrpheusInference
+
+    return OrpheusInference(adapter_dir)
