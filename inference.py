@@ -43,7 +43,7 @@ class SpeakOptions:
     """Speak tagged prompts with a trained voice and write WAV files (24 kHz, mono)."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Texts to speak, with tags like <laughs> or <sighs>; '-' reads lines from standard input. Default: three samples."""
+    """Texts to speak, with tags like <laughs> or <sighs>; '-' reads lines from stdin. Default: three samples."""
     file: Path | None = None
     """Speak each line of this UTF-8 text file."""
     voice: str | None = None
@@ -107,8 +107,10 @@ def main(options: SpeakOptions) -> None:
     tts = load(options)
     for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
                                            batch_size=options.batch_size, overwrite=options.overwrite):  # fmt: skip
-        print(f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
-              f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}")
+        print(
+            f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
+            f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}"
+        )
 
 
 if __name__ == "__main__":

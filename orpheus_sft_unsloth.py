@@ -9,7 +9,6 @@ The adapter goes to lora_model/, a few spoken samples to generated_audio/.
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -26,15 +25,17 @@ def main(options: SftOptions) -> None:
     # 1. What to do: every option that was left open takes its preset's figure.
     options = filled(options, has_gpu())
     check_lora(options.lora)
-    print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
-          f"data {options.corpus.dataset}")
+    print(
+        f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
+        f"data {options.corpus.dataset}"
+    )
     if options.train.push_to_hub:
         from orpheus.upload import check_upload
 
         check_upload(options.train.push_to_hub)  # now, not after hours of training
 
     # 2. The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies.
-    from orpheus.model import add_lora, load_base, save_adapter
+    from orpheus.model import add_lora, free_memory, load_base, save_adapter
 
     base = load_base(options.model.base, load_in_4bit=options.model.load_in_4bit, backend=options.model.backend,
                      max_seq_length=options.train.max_seq_length)  # fmt: skip
@@ -52,8 +53,9 @@ def main(options: SftOptions) -> None:
     corpus.save_report(options.output_dir / "corpus_report.txt")
 
     # 4. The adapter, trained.
+    from orpheus.checkpoints import remove_checkpoints
     from orpheus.provenance import Provenance, versions
-    from orpheus.train import remove_checkpoints, train
+    from orpheus.train import train
 
     model = add_lora(base, options.lora, alpha=options.lora.alpha, seed=options.train.seed,
                      gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
@@ -82,9 +84,10 @@ def main(options: SftOptions) -> None:
     # 6. Speak, in a fresh process: it proves that what was saved is all that is needed.
     if options.speak_samples:
         del model, base, codec
-        gc.collect()
-        speak = [sys.executable, str(Path(__file__).with_name("inference.py")), "--adapter", str(options.output_dir),
-                 "--out", str(options.samples_dir), *(["--overwrite"] if options.overwrite_samples else [])]  # fmt: skip
+        free_memory()
+        speak = [sys.executable, str(Path(__file__).with_name("inference.py")), "--adapter", str(options.output_dir)]
+        speak += ["--out", str(options.samples_dir), *(["--overwrite"] if options.overwrite_samples else [])]
+        speak += ["--voice", corpus.voices[0]] if corpus.voices else []
         if subprocess.run(speak, check=False).returncode != 0:
             raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
 

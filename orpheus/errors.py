@@ -11,5 +11,7 @@ class MissingPackage(UserError):
     """An optional package is not installed; the message names the command that installs it."""
 
     def __init__(self, package: str, purpose: str, install: str | None = None) -> None:
-        super().__init__(f"{purpose} needs the package '{package}', which is not installed: "
-                         f"run  {install or f'pip install {package}'}")
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed: "
+            f"run  {install or f'pip install {package}'}"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from orpheus.config import embedded_path
+from orpheus.config import EMBEDDED, embedded_path
 from orpheus.errors import UserError
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 def looks_like_path(name: str) -> bool:
     """Whether `name` can only be a folder: a hub id is 'name' or 'owner/name' and nothing more."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return name.startswith((".", "/", "~", EMBEDDED)) or name.count("/") > 1 or "\\" in name
 
 
 def local_folder(name: str | Path, what: str, needs: str = "config.json") -> Path | None:
@@ -29,15 +29,17 @@ def local_folder(name: str | Path, what: str, needs: str = "config.json") -> Pat
         return folder
     if folder.exists():
         raise UserError(f"{what}: {folder} is a file, expected a folder with {needs}")
-    if looks_like_path(str(folder)):
+    if looks_like_path(str(name)):
         raise UserError(f"{what}: there is no folder {folder}")
     return None
 
 
 def unreachable(what: str, name: str, error: BaseException, instead: str) -> UserError:
     """The error for something that could not be had from the hub: which id, why, and what to do."""
-    return UserError(f"{what} '{name}' can't be had: {reason_of(error)}. Give a local folder, fetch it first with "
-                     f"`hf download {name}` where there is a network, or {instead}")
+    return UserError(
+        f"{what} '{name}' can't be had: {reason_of(error)}. Give a local folder, fetch it first with "
+        f"`hf download {name}` where there is a network, or {instead}"
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """OrpheusInference: tagged text in, speech out. `stream()` is the real thing; `generate()` collects it.
 
-    text -> prompt ids -> engine (token ids) -> frames of codes -> SNAC -> samples
+text -> prompt ids -> engine (token ids) -> frames of codes -> SNAC -> samples
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ class OrpheusInference:
             raise UserError(f"{where}, so name the {missing}: a hub id or a folder")
         device = pick_device(device)
         # Plain transformers even beside Unsloth: this class steps the model itself.
-        loaded = load_base(
-            base, load_in_4bit=pick_4bit(load_in_4bit, device), backend="transformers", device=device
-        )
+        loaded = load_base(base, load_in_4bit=pick_4bit(load_in_4bit, device), backend="transformers", device=device)
         self.base_voices = loaded.voices
         if folder is not None:
             loaded = attach_adapter(loaded, folder)
@@ -84,8 +82,10 @@ class OrpheusInference:
         from orpheus.engines.torch_engine import TorchEngine
 
         if made and made.codec_identity and made.codec_identity != codec.identity:
-            raise UserError(f"the adapter was trained with another codec ({made.codec}, {made.codec_identity}) than "
-                            f"'{codec.name}' ({codec.identity}): its codes would be noise")
+            raise UserError(
+                f"the adapter was trained with another codec ({made.codec}, {made.codec_identity}) than "
+                f"'{codec.name}' ({codec.identity}): its codes would be noise"
+            )
         self.codec = codec
         self.renderer = Renderer(loaded.tokenizer, loaded.layout)
         self.engine: Engine = TorchEngine(loaded)
@@ -218,13 +218,12 @@ class OrpheusInference:
         """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""
         voices = self.trained_voices if self.has_adapter else self.base_voices
         if len(voices) > 1:
-            raise UserError(f"this model knows several voices: choose one of {', '.join(voices)} (--voice, or "
-                            "'voice: text')")
+            raise UserError(
+                f"this model knows several voices: choose one of {', '.join(voices)} (--voice, or 'voice: text')"
+            )
         return voices[0] if voices else None
 
-    def _stream(
-        self, rows: Sequence[_Row], sampling: SamplingOptions
-    ) -> Iterator[np.ndarray | Speech | NoSpeech]:
+    def _stream(self, rows: Sequence[_Row], sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
         """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none)."""
         started = time.perf_counter()
         for row in rows:
@@ -271,8 +270,10 @@ class _Row:
         stop = self.frames.finish()
         reason = "max_new_tokens" if stop.kind is Stop.END_OF_IDS else str(stop.kind)
         if not self.codes:
-            yield NoSpeech(f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
-                           "seed, or check that base and adapter belong together")
+            yield NoSpeech(
+                f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
+                "seed, or check that base and adapter belong together"
+            )
             return
         last = self.decoder.finish()
         if stop.kind is not Stop.END_OF_SPEECH:

@@ -54,13 +54,26 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def free_memory() -> None:
+    """Give the memory of models that are no longer used back to the GPU, for another process."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def pick_device(device: str) -> str:
     """'auto' is cuda where present, else cpu; asking for a GPU that is not there is a UserError."""
     if device == "auto":
         return "cuda" if has_gpu() else "cpu"
     if device.startswith("cuda") and not has_gpu():
-        raise UserError(f"device '{device}' was asked for, but PyTorch sees no CUDA GPU: use --device cpu, or install "
-                        "a CUDA build of torch and the driver")
+        raise UserError(
+            f"device '{device}' was asked for, but PyTorch sees no CUDA GPU: use --device cpu, or install "
+            "a CUDA build of torch and the driver"
+        )
     return device
 
 
@@ -121,8 +134,10 @@ def load_base(
     layout = TokenLayout.from_tokenizer(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < layout.audio_end:
-        raise UserError(f"the base model '{base}' and its tokenizer don't fit: the model has {rows} token rows, the "
-                        f"tokenizer's audio ids reach {layout.audio_end - 1}. Use the files of one and the same model")
+        raise UserError(
+            f"the base model '{base}' and its tokenizer don't fit: the model has {rows} token rows, the "
+            f"tokenizer's audio ids reach {layout.audio_end - 1}. Use the files of one and the same model"
+        )
     made = Provenance.load(folder) if folder else None
     return LoadedModel(
         model=model,
@@ -220,8 +235,10 @@ def check_lora(lora: LoraOptions) -> None:
     """Refuse what can't work: UserError for tied targets and impossible figures."""
     tied = [t for t in lora.targets if any(t.endswith(name) for name in TIED)]
     if tied:
-        raise UserError(f"LoRA targets {', '.join(tied)}: in Orpheus lm_head and embed_tokens are one tied matrix, and "
-                        "merging would discard their adapter; leave them out")
+        raise UserError(
+            f"LoRA targets {', '.join(tied)}: in Orpheus lm_head and embed_tokens are one tied matrix, and "
+            "merging would discard their adapter; leave them out"
+        )
     if lora.r < 1 or not 0.0 <= lora.dropout < 1.0:
         raise UserError(f"LoRA r is {lora.r} and dropout {lora.dropout}, expected r of 1 or more and dropout in [0, 1)")
     if not lora.targets:
@@ -255,8 +272,10 @@ def add_lora(
     names = {name.rsplit(".", 1)[-1] for name, _ in loaded.model.named_modules()}
     unknown = [t for t in lora.targets if t not in names]
     if unknown:
-        raise UserError(f"LoRA targets {', '.join(unknown)} are not in this model; it has "
-                        f"{', '.join(sorted(n for n in names if n.endswith('_proj')))}")
+        raise UserError(
+            f"LoRA targets {', '.join(unknown)} are not in this model; it has "
+            f"{', '.join(sorted(n for n in names if n.endswith('_proj')))}"
+        )
     base = loaded.model
     if loaded.in_4bit:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=gradient_checkpointing)
@@ -287,8 +306,10 @@ def adapter_folder(adapter: str | Path) -> Path:
     folder = Path(adapter).expanduser()
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"there is no adapter in '{adapter}' ({name} is missing): train one with "
-                            "`python orpheus_sft_unsloth.py`, or name its folder with --adapter")
+            raise UserError(
+                f"there is no adapter in '{adapter}' ({name} is missing): train one with "
+                "`python orpheus_sft_unsloth.py`, or name its folder with --adapter"
+            )
     return folder
 
 
@@ -296,14 +317,18 @@ def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
     """Load a trained adapter onto the base, for inference. UserError if the two do not fit."""
     made = Provenance.load(folder)
     if made and made.layout != loaded.layout:
-        raise UserError(f"the adapter in '{folder}' was trained with another token layout (audio ids from "
-                        f"{made.layout.audio_start}) than '{loaded.base}' has ({loaded.layout.audio_start}): "
-                        f"use its own base, {made.base}")
+        raise UserError(
+            f"the adapter in '{folder}' was trained with another token layout (audio ids from "
+            f"{made.layout.audio_start}) than '{loaded.base}' has ({loaded.layout.audio_start}): "
+            f"use its own base, {made.base}"
+        )
     _check_shapes(loaded, folder)
     if made and made.base_fingerprint and made.base_fingerprint != loaded.fingerprint:
-        raise UserError(f"the adapter in '{folder}' was trained on {made.base}, and '{loaded.base}' has other weights "
-                        f"(fingerprint {loaded.fingerprint}, expected {made.base_fingerprint}): use the base it was "
-                        "trained on")
+        raise UserError(
+            f"the adapter in '{folder}' was trained on {made.base}, and '{loaded.base}' has other weights "
+            f"(fingerprint {loaded.fingerprint}, expected {made.base_fingerprint}): use the base it was "
+            "trained on"
+        )
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
@@ -327,9 +352,11 @@ def _check_shapes(loaded: LoadedModel, folder: Path) -> None:
         layer = layers.get(path)
         size = getattr(layer, "in_features" if side.startswith("A") else "out_features", None)
         if size is None or size != shape[1 if side.startswith("A") else 0]:
-            raise UserError(f"the adapter in '{folder}' does not fit the base '{loaded.base}': {name} is "
-                            f"{tuple(shape)}, the base has {'no such layer' if layer is None else f'{size} features'}; "
-                            "use the base it was trained on")
+            raise UserError(
+                f"the adapter in '{folder}' does not fit the base '{loaded.base}': {name} is "
+                f"{tuple(shape)}, the base has {'no such layer' if layer is None else f'{size} features'}; "
+                "use the base it was trained on"
+            )
 
 
 def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Path:
@@ -350,8 +377,10 @@ def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> P
         for file in sorted(temporary.iterdir(), key=lambda f: f.name == ADAPTER_WEIGHTS):
             file.replace(folder / file.name)  # the weights last: a folder that has them is complete
     except OSError as error:
-        raise UserError(f"the adapter can't be written to '{folder}': {error.strerror or error}; free some space or "
-                        "choose another --output-dir") from error
+        raise UserError(
+            f"the adapter can't be written to '{folder}': {error.strerror or error}; free some space or "
+            "choose another --output-dir"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -96,11 +96,14 @@ def check_text(text: Any) -> str:
     if not clean:
         raise UserError("the text is empty: give at least one word to speak")
     if "\ufffd" in clean:
-        raise UserError(f"the text {clean[:40]!r} holds replacement characters: it was read in the wrong encoding, "
-                        "save it as UTF-8")
+        raise UserError(
+            f"the text {clean[:40]!r} holds replacement characters: it was read in the wrong encoding, save it as UTF-8"
+        )
     for tag in find_tags(clean):
         if _CUSTOM_TOKEN.fullmatch(f"<{tag}>"):
-            raise UserError(f"'<{tag}>' in {clean[:60]!r} is one of the model's control tokens: remove it from the text")
+            raise UserError(
+                f"'<{tag}>' in {clean[:60]!r} is one of the model's control tokens: remove it from the text"
+            )
         if not _TAG_NAME.fullmatch(tag):
             raise UserError(f"'<{tag}>' in {clean[:60]!r} is not a tag: write a word between < and >, like <laugh>")
     rest = _TAG.sub(" ", clean)

@@ -134,7 +134,7 @@ def _open(options: CorpusOptions, dataset: Any) -> Source:
         return _from_folder(path, options)
     if os.path.isfile(path):
         return _from_file(path, options)
-    if looks_like_path(str(path)) or path.suffix in (".csv", ".jsonl", ".parquet"):
+    if looks_like_path(options.dataset) or path.suffix in (".csv", ".jsonl", ".parquet"):
         raise UserError(f"data set: there is no file or folder {path}")
     return _from_hub(options.dataset, options)
 

@@ -115,9 +115,11 @@ class TokenLayout:
 
         def find(name: str) -> int:
             if name not in vocabulary:
-                raise UserError(f"the tokenizer has no token {name} ({len(vocabulary)} tokens in all), so its model "
-                                "was not made for Orpheus speech: use an Orpheus base such as "
-                                "unsloth/orpheus-3b-0.1-ft")
+                raise UserError(
+                    f"the tokenizer has no token {name} ({len(vocabulary)} tokens in all), so its model "
+                    "was not made for Orpheus speech: use an Orpheus base such as "
+                    "unsloth/orpheus-3b-0.1-ft"
+                )
             return int(vocabulary[name])
 
         ids = {field: find(CUSTOM_TOKEN.format(k)) for field, k in CUSTOM.items()}
@@ -125,8 +127,10 @@ class TokenLayout:
         for offset in range(FRAME_SLOTS * CODEBOOK_SIZE):
             name = CUSTOM_TOKEN.format(CUSTOM["audio_start"] + offset)
             if find(name) != layout.audio_start + offset:
-                raise UserError(f"the tokenizer's audio tokens are not contiguous: {name} has id {find(name)}, "
-                                f"expected {layout.audio_start + offset}; use the tokenizer that came with the base")
+                raise UserError(
+                    f"the tokenizer's audio tokens are not contiguous: {name} has id {find(name)}, "
+                    f"expected {layout.audio_start + offset}; use the tokenizer that came with the base"
+                )
         return layout
 
     @property
@@ -176,8 +180,10 @@ class TokenLayout:
             wrong = (layer < 0) | (layer >= CODEBOOK_SIZE)
             if wrong.any():
                 at = int(wrong.argmax())
-                raise UserError(f"code {int(layer[at])} at index {at} of layer {k + 1} is outside "
-                                f"0..{CODEBOOK_SIZE - 1}: the codec is not SNAC 24 kHz or the codes are damaged")
+                raise UserError(
+                    f"code {int(layer[at])} at index {at} of layer {k + 1} is outside "
+                    f"0..{CODEBOOK_SIZE - 1}: the codec is not SNAC 24 kHz or the codes are damaged"
+                )
             frame_ids[:, slots] = layer.reshape(frames, len(slots))
         frame_ids += self.audio_start + CODEBOOK_SIZE * np.arange(FRAME_SLOTS)
         return frame_ids.reshape(-1)
@@ -210,8 +216,13 @@ class TokenLayout:
         actual, allowed = self.slot_of(token_id), self.slot_range(slot)
         name = next((n for n, value in vars(self).items() if value == token_id and n != "audio_start"), None)
         what = f"belongs to slot {actual}" if actual is not None else f"is {name}" if name else "is not an audio token"
-        return StopReason(Stop.OUT_OF_RANGE, index, token_id, dropped,
-                          f"id {token_id} at {index} {what}; slot {slot} allows {allowed[0]}..{allowed[-1]}{tail}")
+        return StopReason(
+            Stop.OUT_OF_RANGE,
+            index,
+            token_id,
+            dropped,
+            f"id {token_id} at {index} {what}; slot {slot} allows {allowed[0]}..{allowed[-1]}{tail}",
+        )
 
 
 ORPHEUS = TokenLayout(bos=128000, end_of_text=128009, start_of_speech=128257, end_of_speech=128258,

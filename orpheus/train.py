@@ -5,22 +5,20 @@ The data sets hold finished sequences (`input_ids`, `labels`, `length`); nothing
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
-import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orpheus.batches import Collator, LengthGrouped
+from orpheus.checkpoints import FOLDER as CHECKPOINT_FOLDER
+from orpheus.checkpoints import Interrupt, disk_errors, find_checkpoint, stop_on_interrupt
 from orpheus.config import TrainOptions
 from orpheus.errors import UserError
 from orpheus.model import LoadedModel, trainable_parameters
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS, RUN_FILE = "checkpoints", "run.json"
 NLL_ROWS = 256  # positions whose log-probabilities are taken at once: bounds the memory of a validation pass
 
 
@@ -59,13 +56,17 @@ class TrainSummary:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        lines = [f"{self.steps} steps in {self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s), "
-                 f"{self.trainable_parameters:,} trained parameters, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB",
-                 f"training loss {self.train_loss:.3f}"]  # fmt: skip
+        lines = [
+            f"{self.steps} steps in {self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)",
+            f"{self.trainable_parameters:,} parameters trained, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB",
+            f"training loss {self.train_loss:.3f}",
+        ]
         if self.validation_after is not None:
             before = f"{self.validation_before:.3f} -> " if self.validation_before is not None else ""
-            lines.append(f"validation loss {before}{self.validation_after:.3f}; by slot "
-                         + " ".join(f"{loss:.2f}" for loss in self.validation_by_slot))
+            lines.append(
+                f"validation loss {before}{self.validation_after:.3f}; by slot "
+                + " ".join(f"{loss:.2f}" for loss in self.validation_by_slot)
+            )
         return "\n".join(lines)
 
 
@@ -94,12 +95,14 @@ def train(
     if len(train_set) == 0:
         raise UserError("there is no clip to train on")
     if options.packing and loaded.backend == "unsloth":
-        raise UserError("packing is for the transformers back end, and Unsloth is in use: leave out --train.packing, "
-                        "or choose --model.backend transformers")
-    checkpoint = _find_checkpoint(folder / CHECKPOINTS, options.resume, identity)
+        raise UserError(
+            "packing is for the transformers back end, and Unsloth is in use: leave out --train.packing, "
+            "or choose --model.backend transformers"
+        )
+    checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity)
     trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
     started = time.perf_counter()
-    with _disk_errors(folder), stop_on_interrupt() as interrupt:
+    with disk_errors(folder), stop_on_interrupt() as interrupt:
         trainer.add_callback(_callback(interrupt, trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         interrupted = bool(interrupt)
@@ -109,76 +112,6 @@ def train(
     write_json(folder / "training_log.json", asdict(summary))
     plot_losses(summary.history, folder / "loss.png")
     return summary
-
-
-# ---- batches ----
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Examples to a batch: padded rows with an attention mask, or one packed row.
-
-    Packed, all clips of the batch stand in one row without any padding, positions start again at 0 with each
-    clip, and no mask is given: transformers then lets each clip attend to itself alone.
-    """
-
-    pad: int
-    packing: bool = False
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """-> input_ids, labels, and attention_mask [B, T] or position_ids [1, sum T]; all int64."""
-        import torch
-
-        if self.packing:
-            # The first token of a clip is nobody's successor: without this the clip before would predict it.
-            labels = [[IGNORE, *e["labels"][1:]] for e in examples]
-            return {
-                "input_ids": torch.tensor([[i for e in examples for i in e["input_ids"]]]),
-                "labels": torch.tensor([[i for row in labels for i in row]]),
-                "position_ids": torch.tensor([[i for e in examples for i in range(len(e["input_ids"]))]]),
-            }
-        width = max(len(e["input_ids"]) for e in examples)
-
-        def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
-
-        return {
-            "input_ids": padded([e["input_ids"] for e in examples], self.pad),
-            "labels": padded([e["labels"] for e in examples], IGNORE),
-            "attention_mask": padded([[1] * len(e["input_ids"]) for e in examples], 0),
-        }
-
-
-class LengthGrouped:
-    """A sampler that puts clips of like length together, in an order that depends on seed and epoch alone.
-
-    So a resumed run sees the very batches that an uninterrupted one would have seen.
-    """
-
-    GROUP = 50  # batches that are sorted together: long enough to save padding, short enough to stay random
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = np.asarray(lengths)
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.lengths))
-        batches = []
-        for start in range(0, len(order), self.GROUP * self.batch_size):
-            group = order[start : start + self.GROUP * self.batch_size]
-            group = group[np.argsort(-self.lengths[group], kind="stable")]
-            batches += [group[i : i + self.batch_size] for i in range(0, len(group), self.batch_size)]
-        full = [b for b in batches if len(b) == self.batch_size]
-        rest = [b for b in batches if len(b) < self.batch_size]  # at most one; last, so that it does not shift the rest
-        return (int(i) for b in [*(full[k] for k in rng.permutation(len(full))), *rest] for i in b)
 
 
 # ---- the trainer ----
@@ -205,7 +138,7 @@ def _make_trainer(
     on_gpu = loaded.device.type == "cuda"
     has_validation = len(validation_set) > 0
     arguments: dict[str, Any] = dict(
-        output_dir=str(folder / CHECKPOINTS),
+        output_dir=str(folder / CHECKPOINT_FOLDER),
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation,
@@ -298,38 +231,7 @@ def losses_by_slot(losses: np.ndarray, labels: np.ndarray, layout: TokenLayout) 
     return {name: float(losses[mask].mean()) for name, mask in groups.items() if mask.any()}
 
 
-# ---- progress, Ctrl-C, checkpoints ----
-
-
-class Interrupt:
-    """True once Ctrl-C was pressed."""
-
-    def __init__(self) -> None:
-        self.pressed = False
-
-    def __bool__(self) -> bool:
-        return self.pressed
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Interrupt]:
-    """Within it Ctrl-C finishes the step and saves; a second Ctrl-C stops at once."""
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt  # signals reach the main thread only
-        return
-
-    def handle(*_: Any) -> None:
-        if interrupt.pressed:
-            raise KeyboardInterrupt
-        interrupt.pressed = True
-        print("\nstopping after this step and saving a checkpoint (Ctrl-C again: stop at once)", file=sys.stderr)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, previous)
+# ---- progress ----
 
 
 def _callback(interrupt: Interrupt, trainer: Any) -> Any:
@@ -364,51 +266,6 @@ def _callback(interrupt: Interrupt, trainer: Any) -> Any:
 
 def _eval_steps(trainer: Any) -> set[int]:
     return {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
-
-
-def _find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint to go on from, or None to start. UserError if what is there is another run's."""
-    # The trainer's state is written last: a checkpoint without it was cut off while saving.
-    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-    if newest is None:
-        if resume:
-            log.info("there is no checkpoint in %s to resume: starting from the beginning", folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(folder / RUN_FILE, identity)
-        return None
-    if not resume:
-        raise UserError(f"{folder} holds the checkpoints of an unfinished training (up to {newest.name}): go on with "
-                        "--train.resume, or delete that folder to start again")
-    try:
-        before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    now = json.loads(json.dumps(identity, default=str))
-    different = sorted(k for k in now if before.get(k) != now[k])
-    if different:
-        changes = "; ".join(f"{k} was {before.get(k)}, is {now[k]}" for k in different)
-        raise UserError(f"can't resume from {newest}: {changes}. Use the options of that run, or delete {folder} to "
-                        "start again")
-    log.info("resuming from %s", newest)
-    return newest
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk from its zip writer as a RuntimeError.
-        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "No space left" in str(error):
-            raise UserError(f"can't write to {folder}: {getattr(error, 'strerror', None) or error}; earlier "
-                            "checkpoints are kept, go on with --train.resume when there is space") from error
-        raise
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a finished training; the adapter is saved and they are large."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 # ---- summary ----

@@ -23,8 +23,10 @@ def check_upload(repo_id: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # the hub's client raises many kinds; whichever it is, the upload would fail
-        raise UserError(f"push-to-hub was asked for, but you are not logged in to the hub ({reason_of(error)}): run "
-                        "`hf auth login`, or set HF_TOKEN") from error
+        raise UserError(
+            f"push-to-hub was asked for, but you are not logged in to the hub ({reason_of(error)}): run "
+            "`hf auth login`, or set HF_TOKEN"
+        ) from error
 
 
 def upload(folder: Path, repo_id: str) -> str:
@@ -40,6 +42,7 @@ def upload(folder: Path, repo_id: str) -> str:
             allow_patterns=["adapter_*", "orpheus.json", "tokenizer*", "special_tokens_map.json", "loss.png"],
         )
     except Exception as error:  # as above; the trained adapter is safe on disk
-        raise UserError(f"the adapter is saved in {folder}, but uploading it to {repo_id} failed: "
-                        f"{reason_of(error)}") from error
+        raise UserError(
+            f"the adapter is saved in {folder}, but uploading it to {repo_id} failed: {reason_of(error)}"
+        ) from error
     return f"https://huggingface.co/{repo_id}"

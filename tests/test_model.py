@@ -40,7 +40,9 @@ def test_4_16_and_32_bit_agree_about(base_dir, plain):
     import bitsandbytes
 
     layers = [m for m in quantised.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
-    assert len(layers) == 14 and layers[0].weight.quant_state.quant_type == "nf4" and layers[0].weight.quant_state.nested
+    assert (
+        len(layers) == 14 and layers[0].weight.quant_state.quant_type == "nf4" and layers[0].weight.quant_state.nested
+    )
     scale = full.std()
     assert (logits(half) - full).std() < 0.05 * scale
     assert (logits(quantised) - full).std() < 0.5 * scale

@@ -18,7 +18,9 @@ CODE = st.integers(0, 4095)
 @st.composite
 def any_codes(draw, max_frames=12):
     frames = draw(st.integers(0, max_frames))
-    return Codes(*(np.array(draw(st.lists(CODE, min_size=n, max_size=n)), np.int64) for n in (frames, 2 * frames, 4 * frames)))
+    return Codes(
+        *(np.array(draw(st.lists(CODE, min_size=n, max_size=n)), np.int64) for n in (frames, 2 * frames, 4 * frames))
+    )
 
 
 def same(a: Codes, b: Codes) -> bool:

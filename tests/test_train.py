@@ -13,11 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpheus.batches import Collator, LengthGrouped
+from orpheus.checkpoints import stop_on_interrupt
 from orpheus.config import LoraOptions, TrainOptions
 from orpheus.errors import UserError
 from orpheus.model import add_lora, load_base
 from orpheus.prompt import IGNORE, Renderer
-from orpheus.train import Collator, LengthGrouped, _make_trainer, losses_by_slot, stop_on_interrupt, token_losses, train
+from orpheus.train import _make_trainer, losses_by_slot, token_losses, train
 from tests.tiny import save_base
 from tests.voices import some_codes
 

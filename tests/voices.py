@@ -24,7 +24,9 @@ def save_codec(folder: Path) -> Path:
     return folder
 
 
-def save_random_adapter(folder: Path, base_dir: Path, codec_dir: Path, voices: Sequence[str] = (), seed: int = 1) -> Path:
+def save_random_adapter(
+    folder: Path, base_dir: Path, codec_dir: Path, voices: Sequence[str] = (), seed: int = 1
+) -> Path:
     """An adapter with random A and B, so that base and adapted model differ."""
     import torch
 

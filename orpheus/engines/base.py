@@ -31,6 +31,8 @@ class Engine(Protocol):
 def check_length(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> None:
     """UserError if prompt and speech can't both fit the model's context."""
     if len(prompt) + max_new_tokens > context_length:
-        raise UserError(f"the prompt has {len(prompt)} tokens and up to {max_new_tokens} tokens of speech may follow, "
-                        f"more than the model's context of {context_length}: shorten the text, or lower "
-                        "--sampling.max-new-tokens")
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens and up to {max_new_tokens} tokens of speech may follow, "
+            f"more than the model's context of {context_length}: shorten the text, or lower "
+            "--sampling.max-new-tokens"
+        )

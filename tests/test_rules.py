@@ -1,0 +1,195 @@
+"""The rules of the code base itself: import directions, format integers in one place, size, quiet imports."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from orpheus import config
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "orpheus"
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "tokens": {"errors"},
+    "config": {"errors"},
+    "audio": {"errors"},
+    "cli": {"errors"},
+    "hub": {"config", "errors"},
+    "prompt": {"errors", "tokens"},
+    "_snac": set(),
+    "codec": {"_snac", "audio", "errors", "hub", "tokens"},
+    "provenance": {"audio", "errors", "tokens"},
+    "sources": {"audio", "config", "errors", "hub"},
+    "corpus": {"audio", "codec", "config", "errors", "prompt", "sources", "tokens"},
+    "model": {"config", "errors", "hub", "provenance", "tokens"},
+    "batches": {"prompt"},
+    "checkpoints": {"errors", "provenance"},
+    "train": {"audio", "batches", "checkpoints", "config", "errors", "model", "prompt", "provenance", "tokens"},
+    "engines.base": {"config", "errors", "tokens"},
+    "engines.torch_engine": {"config", "engines.base", "model"},
+    "speech": {"audio", "provenance", "tokens"},
+    "inference": {"audio", "codec", "config", "engines.base", "engines.torch_engine", "errors", "model", "prompt",
+                  "provenance", "speech", "tokens"},
+    "upload": {"errors", "hub"},
+}  # fmt: skip
+"""Which module may import which: data flows one way. Nothing imports the two scripts."""
+
+MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")
+           if p.name != "__init__.py"}  # fmt: skip
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_follow_the_table():
+    assert set(MODULES) == set(ALLOWED)
+    for name, path in MODULES.items():
+        inside = {i.removeprefix("orpheus.") for i in imports_of(path) if i.startswith("orpheus.")} & set(MODULES)
+        assert inside <= ALLOWED[name], f"{name} may not import {inside - ALLOWED[name]}"
+        assert not imports_of(path) & {"inference", "orpheus_sft_unsloth"}, f"{name} imports a script"
+
+
+def test_the_table_has_no_cycle():
+    order: list[str] = []
+    while len(order) < len(ALLOWED):
+        ready = [m for m, needs in ALLOWED.items() if m not in order and needs <= set(order)]
+        assert ready, f"a cycle among {set(ALLOWED) - set(order)}"
+        order += ready
+
+
+def test_only_the_codec_knows_snac():
+    users = {name for name, path in MODULES.items() if any(i.split(".")[0] == "snac" for i in imports_of(path))}
+    assert users == {"codec"}
+
+
+def test_importing_any_module_loads_nothing_heavy():
+    """In a fresh interpreter, all modules at once: no PyTorch, no transformers, nothing printed."""
+    code = (
+        "import sys, "
+        + ", ".join(f"orpheus.{m}" for m in MODULES if m != "_snac")
+        + """
+heavy = {"torch", "transformers", "datasets", "peft", "trl", "unsloth", "snac", "soundfile", "librosa", "soxr",
+         "matplotlib", "huggingface_hub", "tyro"} & set(sys.modules)
+sys.exit(", ".join(sorted(heavy)) or 0)"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+FORMAT_INTEGERS = {4096, 7, *range(128256, 128267), 128000, 128009, 156937, 156938, 156940, 12288, 16384, 24576}
+
+
+def test_the_format_s_integers_live_in_tokens_alone():
+    for name, path in MODULES.items():
+        if name == "tokens":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and type(node.value) is int and node.value in FORMAT_INTEGERS:
+                line = path.read_text(encoding="utf-8").splitlines()[node.lineno - 1].strip()
+                assert "stem[7:]" in line, f"{name}:{node.lineno} has {node.value}: {line}"
+
+
+def test_files_are_short_and_scripts_shorter():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "data").glob("*.py")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+    for script in ("inference.py", "orpheus_sft_unsloth.py"):
+        assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) <= 120, script
+
+
+@pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.TrainOptions])
+def test_the_command_line_s_defaults_are_the_dataclass_s(options):
+    import tyro
+
+    assert tyro.cli(options, args=[]) == options()
+
+
+def test_every_option_is_explained():
+    for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
+                 config.SamplingOptions, config.SftOptions):  # fmt: skip
+        source = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+        body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
+        explained = {
+            node.target.id
+            for node, after in pairwise(body)
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr)
+        }
+        assert explained == {
+            f.name for f in dataclasses.fields(part) if not dataclasses.is_dataclass(f.default_factory)
+        }
+
+
+def test_presets_fill_every_open_option():
+    for has_gpu in (False, True):
+        full = config.filled(config.SftOptions(), has_gpu)
+        for part in (full.model, full.corpus, full.lora, full.train):
+            empty = [f.name for f in dataclasses.fields(part) if getattr(part, f.name) is None]
+            assert empty in ([], ["push_to_hub"])
+        assert full.model.preset == ("orpheus-3b" if has_gpu else "tiny")
+        assert full.train.push_to_hub is None  # nothing is uploaded unless asked
+    gpu = config.filled(config.SftOptions(), True)
+    assert (gpu.corpus.dataset, gpu.lora.r, gpu.lora.alpha) == ("MrDragonFox/Elise", 64, 64)
+    assert (gpu.train.batch_size, gpu.train.gradient_accumulation, gpu.train.learning_rate) == (1, 4, 2e-4)
+    assert gpu.model.load_in_4bit and gpu.train.seed == 3407
+
+
+def requirements(name: str) -> dict[str, str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
+    return {re.split(r"[<>=]", line)[0].replace("-", "_"): line for line in lines if line}
+
+
+def test_the_demanded_requirements():
+    gpu, cpu = requirements("requirements.txt"), requirements("requirements-cpu.txt")
+    asked = {"unsloth", "transformers", "peft", "trl", "datasets", "sentencepiece", "protobuf", "huggingface_hub",
+             "hf_transfer", "snac", "soundfile", "librosa", "torchaudio"}  # fmt: skip
+    assert asked <= set(gpu)
+    assert gpu["datasets"] == "datasets>=3.4.1,<4.0.0" and gpu["huggingface_hub"] == "huggingface_hub>=0.34.0"
+    assert set(gpu) - set(cpu) == {"unsloth", "torchaudio"}  # both need CUDA libraries
+    assert {n: line for n, line in cpu.items() if n != "torch"} == {n: gpu[n] for n in cpu if n != "torch"}
+
+
+def test_the_package_takes_its_metadata_from_these_files():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in PACKAGE.rglob("__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
+
+
+@pytest.mark.slow
+def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
+    """With a stand-in package: what it finds imported when its own turn comes."""
+    (tmp_path / "unsloth").mkdir()
+    (tmp_path / "unsloth" / "__init__.py").write_text(
+        "import sys\n"
+        "early = sorted({'transformers', 'peft', 'trl', 'datasets'} & set(sys.modules))\n"
+        "assert not early, early\n"
+        "class FastLanguageModel:\n"
+        "    @staticmethod\n"
+        "    def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit):\n"
+        "        import torch\n"
+        "        print('LOADED', max_seq_length, dtype, load_in_4bit)\n"
+        "        raise ValueError('stand-in: no weights')\n"
+    )
+    script = ROOT / "orpheus_sft_unsloth.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--model.backend", "unsloth", "--model.base", str(base_dir)],
+        cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "LOADED 2048 torch.float32 True" in done.stdout, done.stderr
+    assert done.returncode == 2 and "stand-in: no weights" in done.stderr
