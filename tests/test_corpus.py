@@ -372,9 +372,6 @@ def test_small_corpora_are_not_split_and_ten_clips_are(run):
     assert len(run(many(10), validation_share=0.0).validation) == 0
 
 
-# ---- the report ----
-
-
 def test_summary_and_report(run, tmp_path):
     clips = [*recordings(3), recordings(1)[0][:100], 0.02 * recordings(1)[0], np.clip(9 * recordings(1)[0], -1, 1)]
     texts = [TEXTS[0], "Oh, <laughing> no.", TEXTS[0], "Short.", "Quiet.", "Loud."]
