@@ -132,7 +132,7 @@ def main() -> None:
     codec = load_codec(args.codec or args.work / "fixed_codes.pt")
     texts = grammar.sentences(seed=1, count=20_000, tag_share=0.5)
     texts = [f"{voice}: {text}" for text, voice in zip(texts, ["tara", "leo", "dan", "Elise"] * 5000, strict=True)]
-    tokenizer = train_tokenizer(texts, pieces=480)
+    tokenizer = train_tokenizer(texts, pieces=856)
     model = TinyModel(tokenizer, SIZES, args.device)
     sets = {}
     for name, folder in (("train", args.audio), ("test", args.test)):

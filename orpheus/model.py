@@ -32,6 +32,7 @@ class LoadedModel:
     base: str
     backend: Literal["unsloth", "transformers"]
     in_4bit: bool
+    dtype: Any  # torch dtype of the arithmetic
     revision: str | None
     fingerprint: str
     voices: tuple[str, ...]  # what the base was trained on; empty: unknown
@@ -146,6 +147,7 @@ def load_base(
         base=str(base),
         backend="unsloth" if backend == "unsloth" else "transformers",
         in_4bit=bool(getattr(model, "is_loaded_in_4bit", load_in_4bit)),
+        dtype=dtype,
         revision=getattr(model.config, "_commit_hash", None),
         fingerprint=fingerprint(model),
         voices=(made.voices or made.base_voices) if made else BASE_VOICES.get(str(base), ()),

@@ -134,7 +134,6 @@ def _make_trainer(
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return LengthGrouped(train_set["length"], options.batch_size or 1, options.seed)
 
-    weights = next(p for p in loaded.model.parameters() if p.is_floating_point() and not p.requires_grad)
     on_gpu = loaded.device.type == "cuda"
     has_validation = len(validation_set) > 0
     arguments: dict[str, Any] = dict(
@@ -149,8 +148,8 @@ def _make_trainer(
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
         optim="adamw_8bit",
-        bf16=on_gpu and weights.dtype == torch.bfloat16,
-        fp16=on_gpu and weights.dtype == torch.float16,
+        bf16=on_gpu and loaded.dtype == torch.bfloat16,
+        fp16=on_gpu and loaded.dtype == torch.float16,
         use_cpu=not on_gpu,
         gradient_checkpointing=False,  # add_lora has set it up, Unsloth's way or transformers'
         logging_steps=options.log_every,
@@ -196,7 +195,7 @@ def _tensorboard(folder: Path) -> list[str]:
     if find_spec("tensorboard") is None:
         log.info("tensorboard is not installed: no event files (pip install tensorboard)")
         return []
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))  # transformers 5 reads it there
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # transformers 5 reads it there
     return ["tensorboard"]
 
 
