@@ -57,13 +57,14 @@ class Preset:
     lora_alpha: int
     batch_size: int
     gradient_accumulation: int
+    backend: Literal["auto", "transformers"]  # the embedded model is too small for Unsloth's kernels to matter
 
 
 PRESETS = {
     "orpheus-3b": Preset("orpheus-3b", HUB_BASE, HUB_CODEC, HUB_CORPUS, epochs=1, max_steps=0,
-                         learning_rate=2e-4, lora_alpha=64, batch_size=1, gradient_accumulation=4),
+                         learning_rate=2e-4, lora_alpha=64, batch_size=1, gradient_accumulation=4, backend="auto"),
     "tiny": Preset("tiny", f"{EMBEDDED}tiny_orpheus", f"{EMBEDDED}tiny_codec", f"{EMBEDDED}corpus",
-                   epochs=4, max_steps=0, learning_rate=2e-3, lora_alpha=64, batch_size=8, gradient_accumulation=1),
+                   epochs=4, max_steps=0, learning_rate=2e-3, lora_alpha=64, batch_size=8, gradient_accumulation=1, backend="transformers"),
 }  # fmt: skip
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
 
@@ -208,9 +209,10 @@ def filled(options: SftOptions, has_gpu: bool) -> SftOptions:
         return dataclasses.replace(part, **missing)
 
     p = resolve_preset(options.model.preset, has_gpu)
+    backend = p.backend if options.model.backend == "auto" else options.model.backend
     return dataclasses.replace(
         options,
-        model=dataclasses.replace(fill(options.model, base=p.base, codec=p.codec), preset=p.name),
+        model=dataclasses.replace(fill(options.model, base=p.base, codec=p.codec), preset=p.name, backend=backend),
         corpus=fill(options.corpus, dataset=p.dataset),
         lora=fill(options.lora, alpha=p.lora_alpha),
         train=fill(options.train, max_steps=p.max_steps, epochs=p.epochs, learning_rate=p.learning_rate,
