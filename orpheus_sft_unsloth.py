@@ -20,7 +20,8 @@ from orpheus.errors import UserError
 
 def main(options: SftOptions) -> None:
     """Data -> codes -> model -> adapter -> samples."""
-    from orpheus.model import check_lora, has_gpu
+    from orpheus.adapter import add_lora, check_lora, save_adapter
+    from orpheus.model import free_memory, has_gpu, load_base
 
     # 1. What to do: every option that was left open takes its preset's figure.
     options = filled(options, has_gpu())
@@ -35,8 +36,6 @@ def main(options: SftOptions) -> None:
         check_upload(options.train.push_to_hub)  # now, not after hours of training
 
     # 2. The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies.
-    from orpheus.model import add_lora, free_memory, load_base, save_adapter
-
     base = load_base(options.model.base, load_in_4bit=options.model.load_in_4bit, backend=options.model.backend,
                      max_seq_length=options.train.max_seq_length)  # fmt: skip
 
@@ -54,26 +53,34 @@ def main(options: SftOptions) -> None:
 
     # 4. The adapter, trained.
     from orpheus.checkpoints import remove_checkpoints
+    from orpheus.hub import portable_name
     from orpheus.provenance import Provenance, versions
     from orpheus.train import train
 
     model = add_lora(base, options.lora, alpha=options.lora.alpha, seed=options.train.seed,
                      gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
-    identity = {"base": base.fingerprint, "data": corpus.data_hash, "lora": as_dict(options.lora),
-                "batch": [options.train.batch_size, options.train.gradient_accumulation]}  # fmt: skip
+    passing = ("resume", "log_every", "eval_every", "save_every", "push_to_hub")  # may differ when resumed
+    identity = {
+        "base": base.base, "4 bit": base.in_4bit, "data": corpus.data_hash, "lora": as_dict(options.lora),
+        "validation share": options.corpus.validation_share,
+        **{name: value for name, value in as_dict(options.train).items() if name not in passing},
+    }  # fmt: skip
     summary = train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
     print(summary)
     if summary.interrupted:
+        summary.save(options.output_dir)
         print("interrupted: a checkpoint is saved; go on with the same command and --train.resume")
         sys.exit(EXIT_INTERRUPTED)
 
     # 5. Saved in peft's format, with all that speaking needs to know.
     save_adapter(model, options.output_dir, Provenance(
         base=base.base, base_revision=base.revision, base_fingerprint=base.fingerprint, base_voices=base.voices,
-        codec=options.model.codec, codec_identity=codec.identity, layout=base.layout, voices=corpus.voices,
-        tags=corpus.tags, data_hash=corpus.data_hash, config=as_dict(options), versions=versions(),
+        codec=portable_name(options.model.codec), codec_identity=codec.identity, layout=base.layout,
+        voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash,
+        config=as_dict(options), versions=versions(),
         results={"validation_loss": summary.validation_after, "steps": summary.steps, "seconds": summary.seconds},
     ))  # fmt: skip
+    summary.save(options.output_dir)
     remove_checkpoints(options.output_dir)
     print(f"adapter: {options.output_dir}/adapter_model.safetensors, loss curve: {options.output_dir}/loss.png")
     if options.train.push_to_hub:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orpheus.errors import UserError
+from orpheus.errors import UserError, disk_problem
 from orpheus.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ def stop_on_interrupt() -> Iterator[Interrupt]:
 def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Path | None:
     """The newest whole checkpoint to go on from, or None to start. UserError if what is there is another run's."""
     # The trainer's state is written last: a checkpoint without it was cut off while saving.
-    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    whole = {int(p.parent.name[11:]): p.parent for p in folder.glob("checkpoint-*/trainer_state.json")
+             if p.parent.name[11:].isdecimal()}  # fmt: skip
+    newest = whole[max(whole)] if whole else None
     if newest is None:
         if resume:
             log.info("there is no checkpoint in %s to resume: starting from the beginning", folder)
@@ -85,16 +86,17 @@ def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Pat
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk or a forbidden folder becomes a UserError that says what is kept; other errors pass."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk from its zip writer as a RuntimeError.
-        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "No space left" in str(error):
-            raise UserError(
-                f"can't write to {folder}: {getattr(error, 'strerror', None) or error}; earlier "
-                "checkpoints are kept, go on with --train.resume when there is space"
-            ) from error
-        raise
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"can't write to {folder}: {problem}; earlier checkpoints are kept, go on with --train.resume when there "
+            "is space"
+        ) from error
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -6,6 +6,7 @@ Imports nothing but the standard library, so `--help` is quick.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,11 +62,33 @@ class Preset:
 
 
 PRESETS = {
-    "orpheus-3b": Preset("orpheus-3b", HUB_BASE, HUB_CODEC, HUB_CORPUS, epochs=1, max_steps=0,
-                         learning_rate=2e-4, lora_alpha=64, batch_size=1, gradient_accumulation=4, backend="auto"),
-    "tiny": Preset("tiny", f"{EMBEDDED}tiny_orpheus", f"{EMBEDDED}tiny_codec", f"{EMBEDDED}corpus",
-                   epochs=4, max_steps=0, learning_rate=2e-3, lora_alpha=64, batch_size=8, gradient_accumulation=1, backend="transformers"),
-}  # fmt: skip
+    "orpheus-3b": Preset(
+        name="orpheus-3b",
+        base=HUB_BASE,
+        codec=HUB_CODEC,
+        dataset=HUB_CORPUS,
+        epochs=1,
+        max_steps=0,
+        learning_rate=2e-4,
+        lora_alpha=64,
+        batch_size=1,
+        gradient_accumulation=4,
+        backend="auto",
+    ),
+    "tiny": Preset(
+        name="tiny",
+        base=f"{EMBEDDED}tiny_orpheus",
+        codec=f"{EMBEDDED}tiny_codec",
+        dataset=f"{EMBEDDED}corpus",
+        epochs=4,
+        max_steps=0,
+        learning_rate=4e-3,
+        lora_alpha=64,
+        batch_size=8,
+        gradient_accumulation=1,
+        backend="transformers",
+    ),
+}
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
 
 
@@ -81,6 +104,15 @@ def resolve_preset(name: str, has_gpu: bool) -> Preset:
     if name not in PRESETS:
         raise UserError(f"unknown preset '{name}': expected one of auto, {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def check_ranges(options: Any, **ranges: tuple[float, float]) -> None:
+    """UserError for the first option that is outside its range (both ends allowed); None, not given, passes."""
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:  # NaN is in no range
+            expected = f"{least:g} or more" if most == math.inf else f"{least:g}..{most:g}"
+            raise UserError(f"{name} is {value}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -166,6 +198,24 @@ class TrainOptions:
     push_to_hub: str | None = None
     """Repository id to upload the adapter to when training is done. Nothing is uploaded unless you give one."""
 
+    def __post_init__(self) -> None:
+        many = (1, math.inf)
+        check_ranges(
+            self,
+            epochs=(1e-6, math.inf),
+            max_steps=(0, math.inf),
+            learning_rate=(1e-12, 1),
+            batch_size=many,
+            gradient_accumulation=many,
+            max_seq_length=many,
+            warmup_steps=(0, math.inf),
+            weight_decay=(0, 1),
+            eval_every=(0, math.inf),
+            save_every=(0, math.inf),
+            log_every=many,
+            seed=(0, 2**32 - 1),
+        )
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -237,16 +287,14 @@ class SamplingOptions:
     """Same seed, same audio. Default: a fresh one, which is printed and saved."""
 
     def __post_init__(self) -> None:
-        checks = (
-            ("temperature", self.temperature, 0.0 <= self.temperature <= 10.0, "0..10"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0, up to 1"),
-            ("repetition_penalty", self.repetition_penalty, 0.5 <= self.repetition_penalty <= 10.0, "0.5..10"),
-            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
-            ("seed", self.seed, self.seed is None or 0 <= self.seed < 2**63, "0 or more"),
+        check_ranges(
+            self,
+            temperature=(0, 10),
+            top_p=(1e-6, 1),
+            repetition_penalty=(0.5, 10),
+            max_new_tokens=(1, math.inf),
+            seed=(0, 2**63 - 1),
         )
-        for name, value, good, expected in checks:
-            if not good:
-                raise UserError(f"{name} is {value}, expected {expected}")
 
 
 def as_dict(options: Any) -> dict[str, Any]:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from orpheus.codec import SnacCodec
 
-WINDOW_S = 1800.0  # audio held (173 MB) before it is encoded: the codec batches clips with the same number of frames
-BATCH_S = 60.0  # audio in one call of the codec: what an interruption can lose
+WINDOW_S = 1800.0  # audio held (173 MB) before it is encoded: a GPU takes clips with the same number of frames at once
+BATCH_S = 60.0  # audio in one call of the codec; each call's codes are kept at once
 LOUDNESS_RANGE_DB = 12.0  # a clip this far from the median loudness is worth a look
 LISTED = 5  # how many names a line of the summary lists
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -22,16 +23,23 @@ def local_folder(name: str | Path, what: str, needs: str = "config.json") -> Pat
 
     Raises UserError for a path that does not exist and for a folder without the file `needs`.
     """
-    folder = Path(embedded_path(str(name))).expanduser()
-    if folder.is_dir():
+    # os.path rather than Path: it takes names that are too long, or of unknown users, for what they are.
+    folder = Path(os.path.expanduser(embedded_path(str(name))))
+    if os.path.isdir(folder):
         if not (folder / needs).is_file():
             raise UserError(f"{what}: the folder {folder} has no {needs}, so it holds no {what}")
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise UserError(f"{what}: {folder} is a file, expected a folder with {needs}")
     if looks_like_path(str(name)):
         raise UserError(f"{what}: there is no folder {folder}")
     return None
+
+
+def portable_name(name: str | Path) -> str:
+    """The name as a provenance file keeps it: a folder by its absolute path, ids and 'embedded:NAME' as they are."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.isdir(path) else str(name)
 
 
 def unreachable(what: str, name: str, error: BaseException, instead: str) -> UserError:
@@ -46,6 +54,12 @@ def reason_of(error: BaseException) -> str:
     """Why a download failed, in plain words."""
     from huggingface_hub import errors as hf
 
+    chain = [error]  # `datasets` and transformers wrap the hub's own error, which says most
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    if any(isinstance(cause, hf.DisabledRepoError) for cause in chain):
+        return "access to it is disabled on the hub"
+    error = next((cause for cause in chain if isinstance(cause, hf.GatedRepoError)), error)
     text = str(error)
     if isinstance(error, hf.GatedRepoError) or "gated" in text:
         return "it is gated: accept its terms on the hub and log in with `hf auth login`"
@@ -55,9 +69,7 @@ def reason_of(error: BaseException) -> str:
         return "the hub can't be reached (offline) and it is not in the local cache"
     if isinstance(error, hf.EntryNotFoundError):
         return "the repository lacks a file that is needed"
-    cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
-        cause = inner
+    cause = chain[-1]
     if isinstance(cause, (ConnectionError, TimeoutError)) or "connect" in f"{cause} {text}".lower():
         return "the hub can't be reached"
     return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -69,13 +81,16 @@ def fetch(what: str, name: str, load: Callable[[], T], instead: str) -> T:
 
     try:
         return load()
-    except HFValidationError as error:
-        raise UserError(f"{what}: '{name}' is neither a folder nor a hub id like 'owner/name'") from error
     except UserError:
         raise
+    except HFValidationError as error:
+        raise UserError(f"{what}: '{name}' is neither a folder nor a hub id like 'owner/name'") from error
     except Exception as error:
-        # Hub errors are OSErrors, transformers wraps some in ValueError, and a broken download is the HTTP client's
-        # own type (httpx, which older hub versions don't have). Anything else is a bug and keeps its traceback.
-        if isinstance(error, (OSError, ValueError)) or type(error).__module__.startswith("httpx"):
-            raise unreachable(what, name, error, instead) from error
-        raise
+        # Hub errors are OSErrors, transformers wraps some in ValueError, a broken download is the HTTP client's own
+        # type (httpx, which older hub versions don't have), damaged weights safetensors'. Anything else is a bug.
+        library = type(error).__module__.partition(".")[0]
+        if not isinstance(error, (OSError, ValueError)) and library not in ("httpx", "safetensors", "safetensors_rust"):
+            raise
+        if os.path.isdir(embedded_path(name)):
+            raise UserError(f"{what}: the folder {name} can't be loaded: {reason_of(error)}") from error
+        raise unreachable(what, name, error, instead) from error

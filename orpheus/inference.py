@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from orpheus.adapter import adapter_folder, attach_adapter, merge
 from orpheus.audio import SAMPLE_RATE_HZ
 from orpheus.codec import SnacCodec
 from orpheus.config import SamplingOptions, as_dict
 from orpheus.engines.base import Engine
 from orpheus.errors import UserError
-from orpheus.model import LoadedModel, adapter_folder, attach_adapter, load_base, merge, pick_4bit, pick_device
+from orpheus.model import LoadedModel, load_base, pick_4bit, pick_device
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
 from orpheus.provenance import Provenance, versions
 from orpheus.speech import Speech, Timings
@@ -93,7 +94,6 @@ class OrpheusInference:
             "model": {
                 "base": loaded.base,
                 "revision": loaded.revision,
-                "fingerprint": loaded.fingerprint,
                 "adapter": str(folder) if folder else None,
                 "codec": codec.name,
                 "codec_identity": codec.identity,

@@ -1,25 +1,21 @@
-"""The base model and its LoRA adapter: load (Unsloth or transformers), quantise, attach, save, merge."""
+"""The base model and its tokenizer: load with Unsloth or transformers, in 4, 16 or 32 bit; tell bases apart."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from orpheus.config import BASE_VOICES, LoraOptions
+from orpheus.config import BASE_VOICES
 from orpheus.errors import MissingPackage, UserError
-from orpheus.hub import fetch, local_folder
+from orpheus.hub import fetch, local_folder, portable_name
 from orpheus.provenance import Provenance
 from orpheus.tokens import TokenLayout
 
 log = logging.getLogger(__name__)
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FOUR_BIT_BELOW_BYTES = 12 * 2**30  # bf16 weights (6.6 GB), KV cache and codec want about this much
-TIED = ("lm_head", "embed_tokens")
 
 
 @dataclass
@@ -34,7 +30,7 @@ class LoadedModel:
     in_4bit: bool
     dtype: Any  # torch dtype of the arithmetic
     revision: str | None
-    fingerprint: str
+    fingerprint: tuple[float, ...]
     voices: tuple[str, ...]  # what the base was trained on; empty: unknown
 
     @property
@@ -67,14 +63,22 @@ def free_memory() -> None:
 
 
 def pick_device(device: str) -> str:
-    """'auto' is cuda where present, else cpu; asking for a GPU that is not there is a UserError."""
+    """'auto' is cuda where present, else cpu. UserError for another name, and for a GPU that is not there."""
+    import re
+
+    import torch
+
     if device == "auto":
         return "cuda" if has_gpu() else "cpu"
-    if device.startswith("cuda") and not has_gpu():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"unknown device '{device}': expected auto, cpu, cuda or cuda:N")
+    if device != "cpu" and not has_gpu():
         raise UserError(
             f"device '{device}' was asked for, but PyTorch sees no CUDA GPU: use --device cpu, or install "
             "a CUDA build of torch and the driver"
         )
+    if ":" in device and int(device[5:]) >= torch.cuda.device_count():
+        raise UserError(f"device '{device}' was asked for, but there are {torch.cuda.device_count()} GPUs, from cuda:0")
     return device
 
 
@@ -85,7 +89,7 @@ def compute_dtype(device: str) -> Any:
     if not device.startswith("cuda"):
         return torch.float32
     # `is_bf16_supported()` alone says yes for emulation on old cards; Ampere (8.0) has it in hardware.
-    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
 def pick_4bit(wish: bool | str, device: str) -> bool:
@@ -95,7 +99,7 @@ def pick_4bit(wish: bool | str, device: str) -> bool:
             return False
         import torch
 
-        return bool(torch.cuda.mem_get_info()[0] < FOUR_BIT_BELOW_BYTES)
+        return bool(torch.cuda.mem_get_info(device)[0] < FOUR_BIT_BELOW_BYTES)
     if not isinstance(wish, bool):
         raise UserError(f"load_in_4bit is {wish!r}, expected True, False or 'auto'")
     return wish
@@ -144,12 +148,12 @@ def load_base(
         model=model,
         tokenizer=tokenizer,
         layout=layout,
-        base=str(base),
+        base=portable_name(base),
         backend="unsloth" if backend == "unsloth" else "transformers",
         in_4bit=bool(getattr(model, "is_loaded_in_4bit", load_in_4bit)),
         dtype=dtype,
         revision=getattr(model.config, "_commit_hash", None),
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(model, layout),
         voices=(made.voices or made.base_voices) if made else BASE_VOICES.get(str(base), ()),
     )
 
@@ -203,7 +207,12 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
 
     def load() -> tuple[Any, Any]:
         return FastLanguageModel.from_pretrained(
-            model_name=base, max_seq_length=max_seq_length, dtype=dtype, load_in_4bit=in_4bit
+            model_name=base,
+            max_seq_length=max_seq_length,
+            dtype=dtype,
+            load_in_4bit=in_4bit,
+            # Else Unsloth loads another, pre-quantised repository than the provenance names and speaking will need.
+            use_exact_model_name=True,
         )
 
     return fetch("base model", base, load, "use the embedded one: --model.preset tiny")
@@ -218,180 +227,20 @@ def _need_bitsandbytes() -> None:
         raise MissingPackage("bitsandbytes", "4-bit loading") from error
 
 
-def fingerprint(model: Any) -> str:
-    """A hash that is the same for one base in 4, 16 and 32 bit, and another for other weights.
+def fingerprint(model: Any, layout: TokenLayout) -> tuple[float, ...]:
+    """Some numbers that tell one base from another, nearly the same in 4, 16 and 32 bit (`same_weights`).
 
-    Taken over the first embedding rows and the last norm, which quantisation leaves alone, rounded to bfloat16.
+    Taken from the audio rows of the embedding, which every Orpheus fine-tune changes, and from the last norm:
+    quantisation leaves both alone.
     """
-    import torch
-
-    rows = model.get_input_embeddings().weight[:256]
+    rows = model.get_input_embeddings().weight[layout.audio_start : layout.audio_end : layout.slot_size]
     norm = next(p for name, p in reversed(list(model.named_parameters())) if name.endswith("norm.weight"))
-    digest = hashlib.sha256()
-    for tensor in (rows, norm):
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    numbers = [*rows[:, :8].flatten().tolist(), *norm[:8].tolist()]
+    return tuple(float(f"{number:.4g}") for number in numbers)
 
 
-def check_lora(lora: LoraOptions) -> None:
-    """Refuse what can't work: UserError for tied targets and impossible figures."""
-    tied = [t for t in lora.targets if any(t.endswith(name) for name in TIED)]
-    if tied:
-        raise UserError(
-            f"LoRA targets {', '.join(tied)}: in Orpheus lm_head and embed_tokens are one tied matrix, and "
-            "merging would discard their adapter; leave them out"
-        )
-    if lora.r < 1 or not 0.0 <= lora.dropout < 1.0:
-        raise UserError(f"LoRA r is {lora.r} and dropout {lora.dropout}, expected r of 1 or more and dropout in [0, 1)")
-    if not lora.targets:
-        raise UserError("LoRA has no target layers: name some, such as q_proj v_proj")
+def same_weights(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two fingerprints differ by no more than 16-bit rounding does."""
+    import numpy as np
 
-
-def add_lora(
-    loaded: LoadedModel, lora: LoraOptions, *, alpha: int, gradient_checkpointing: bool, seed: int
-) -> LoadedModel:
-    """Put a fresh, trainable adapter on the base. Its first weights depend on `seed` alone."""
-    check_lora(lora)
-    if loaded.backend == "unsloth":
-        from unsloth import FastLanguageModel
-
-        model = FastLanguageModel.get_peft_model(
-            loaded.model,
-            r=lora.r,
-            target_modules=list(lora.targets),
-            lora_alpha=alpha,
-            lora_dropout=lora.dropout,
-            bias="none",
-            use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
-            random_state=seed,
-            use_rslora=lora.rslora,
-        )
-        return replace(loaded, model=model)
-
-    import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    names = {name.rsplit(".", 1)[-1] for name, _ in loaded.model.named_modules()}
-    unknown = [t for t in lora.targets if t not in names]
-    if unknown:
-        raise UserError(
-            f"LoRA targets {', '.join(unknown)} are not in this model; it has "
-            f"{', '.join(sorted(n for n in names if n.endswith('_proj')))}"
-        )
-    base = loaded.model
-    if loaded.in_4bit:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=gradient_checkpointing)
-    elif gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
-    base.config.use_cache = False
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        use_rslora=lora.rslora,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return replace(loaded, model=get_peft_model(base, config))
-
-
-def trainable_parameters(model: Any) -> int:
-    """How many numbers are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def adapter_folder(adapter: str | Path) -> Path:
-    """The folder of an adapter; UserError if there is none (the adapter was not trained yet, or the path is wrong)."""
-    folder = Path(adapter).expanduser()
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"there is no adapter in '{adapter}' ({name} is missing): train one with "
-                "`python orpheus_sft_unsloth.py`, or name its folder with --adapter"
-            )
-    return folder
-
-
-def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
-    """Load a trained adapter onto the base, for inference. UserError if the two do not fit."""
-    made = Provenance.load(folder)
-    if made and made.layout != loaded.layout:
-        raise UserError(
-            f"the adapter in '{folder}' was trained with another token layout (audio ids from "
-            f"{made.layout.audio_start}) than '{loaded.base}' has ({loaded.layout.audio_start}): "
-            f"use its own base, {made.base}"
-        )
-    _check_shapes(loaded, folder)
-    if made and made.base_fingerprint and made.base_fingerprint != loaded.fingerprint:
-        raise UserError(
-            f"the adapter in '{folder}' was trained on {made.base}, and '{loaded.base}' has other weights "
-            f"(fingerprint {loaded.fingerprint}, expected {made.base_fingerprint}): use the base it was "
-            "trained on"
-        )
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
-    return replace(loaded, model=model.eval())
-
-
-def _check_shapes(loaded: LoadedModel, folder: Path) -> None:
-    """Every adapter matrix must find a layer of its shape: peft itself ignores layers that are missing."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
-            names = list(weights.keys())
-            shapes = {name: weights.get_slice(name).get_shape() for name in names}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"the adapter in '{folder}' is damaged ({error}): restore it, or train again") from error
-    layers = dict(loaded.model.named_modules())
-    for name, shape in shapes.items():
-        path, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
-        layer = layers.get(path)
-        size = getattr(layer, "in_features" if side.startswith("A") else "out_features", None)
-        if size is None or size != shape[1 if side.startswith("A") else 0]:
-            raise UserError(
-                f"the adapter in '{folder}' does not fit the base '{loaded.base}': {name} is "
-                f"{tuple(shape)}, the base has {'no such layer' if layer is None else f'{size} features'}; "
-                "use the base it was trained on"
-            )
-
-
-def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Path:
-    """Write the adapter in peft's standard format, with the tokenizer and `orpheus.json`, all or nothing.
-
-    Everything is written to a folder beside it first and moved into place at the end.
-    """
-    import shutil
-
-    temporary = folder / ".saving"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        loaded.model.save_pretrained(temporary, safe_serialization=True)
-        loaded.tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        provenance.save(temporary)
-        for file in sorted(temporary.iterdir(), key=lambda f: f.name == ADAPTER_WEIGHTS):
-            file.replace(folder / file.name)  # the weights last: a folder that has them is complete
-    except OSError as error:
-        raise UserError(
-            f"the adapter can't be written to '{folder}': {error.strerror or error}; free some space or "
-            "choose another --output-dir"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def merge(loaded: LoadedModel) -> LoadedModel:
-    """Fold the adapter into the weights, W + BA * scale, for faster generation. Not for a 4-bit base: it would lose."""
-    if loaded.in_4bit:
-        raise UserError("a 4-bit base can't take the adapter without loss: load the base in 16 bit to merge")
-    if not hasattr(loaded.model, "merge_and_unload"):
-        return loaded
-    return replace(loaded, model=loaded.model.merge_and_unload(safe_merge=True).eval())
+    return len(a) == len(b) and bool(np.allclose(a, b, rtol=0.01, atol=1e-4))

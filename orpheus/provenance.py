@@ -25,7 +25,7 @@ class Provenance:
     codec: str
     layout: TokenLayout
     base_revision: str | None = None
-    base_fingerprint: str | None = None
+    base_fingerprint: tuple[float, ...] = ()
     codec_identity: str | None = None
     voices: tuple[str, ...] = ()  # seen in training; empty: single speaker, plain text
     base_voices: tuple[str, ...] = ()
@@ -49,8 +49,8 @@ class Provenance:
             data = json.loads(path.read_text(encoding="utf-8"))
             known = {f.name for f in dataclasses.fields(cls)}
             data = {k: v for k, v in data.items() if k in known}
-            for name in ("voices", "base_voices"):
-                data[name] = tuple(data.get(name, ()))
+            for name in ("voices", "base_voices", "base_fingerprint"):
+                data[name] = tuple(data.get(name) or ())
             return cls(**data | {"layout": TokenLayout(**data["layout"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it, or train again") from error

@@ -327,24 +327,11 @@ def _from_hub(name: str, options: CorpusOptions) -> Source:
     except Exception as error:  # the hub client, the file readers and the network layer raise unrelated types
         note = f" ({HUB_CORPUS} has been disabled on the hub since April 2026)" if name == HUB_CORPUS else ""
         raise UserError(
-            f"data set '{name}' is no folder here and can't be had from the hub: {_hub_reason(error)}"
+            f"data set '{name}' is no folder here and can't be had from the hub: {reason_of(error)}"
             f"{note}. Give --corpus.dataset a local folder or another id such as Etherll/kaira, or use the "
             "embedded corpus: --model.preset tiny, or --corpus.dataset data/corpus"
         ) from error
     return _from_dataset(dataset, name, options)
-
-
-def _hub_reason(error: BaseException) -> str:
-    from huggingface_hub.errors import DisabledRepoError, GatedRepoError
-
-    cause: BaseException | None = error
-    while cause is not None:  # `datasets` wraps the hub's own error, which says most
-        if isinstance(cause, DisabledRepoError):
-            return "access to it is disabled on the hub"
-        if isinstance(cause, GatedRepoError):
-            return reason_of(cause)
-        cause = cause.__cause__ or cause.__context__
-    return reason_of(error)
 
 
 def _find_columns(present: Sequence[str], options: CorpusOptions, where: str, audio_column: str = "") -> _Columns:

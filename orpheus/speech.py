@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orpheus import audio
+from orpheus.errors import UserError
 from orpheus.provenance import write_json
 from orpheus.tokens import Codes
 
@@ -77,11 +78,15 @@ class Speech:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the audio (format by suffix: .wav, .flac, .mp3, .opus, .ogg) and a .json beside it that says how.
 
-        Raises UserError if the file exists and `overwrite` is False, or if it can't be written; then nothing is left.
+        Raises UserError if one of the two exists and `overwrite` is False, or if it can't be written. Each is
+        whole or not there.
         """
         path = Path(path)
+        described = path.with_suffix(".json")
+        if described.exists() and not overwrite:
+            raise UserError(f"{described} exists already: choose another name, or overwrite it explicitly")
         audio.write(path, self.samples, overwrite=overwrite)
-        write_json(path.with_suffix(".json"), self.describe())
+        write_json(described, self.describe())
         return path
 
     def plot(self) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 from orpheus.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 CODEBOOK_SIZE = 4096
 SLOT_LAYER = (0, 1, 2, 2, 1, 2, 2)  # which codebook layer each slot of a frame carries
@@ -258,8 +258,3 @@ class FrameStream:
     def finish(self) -> StopReason:
         """Why it ended; END_OF_IDS if no id ended it."""
         return self.stop or self.layout.explain(self.count, None, len(self._frame))
-
-
-def frames_of(codes: Codes) -> Iterator[Codes]:
-    """The frames of `codes`, one at a time."""
-    return (codes.slice(i, i + 1) for i in range(codes.frames))

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orpheus.adapter import trainable_parameters
 from orpheus.batches import Collator, LengthGrouped
 from orpheus.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from orpheus.checkpoints import Interrupt, disk_errors, find_checkpoint, stop_on_interrupt
 from orpheus.config import TrainOptions
 from orpheus.errors import UserError
-from orpheus.model import LoadedModel, trainable_parameters
+from orpheus.model import LoadedModel
 from orpheus.prompt import IGNORE
 from orpheus.provenance import write_json
 from orpheus.tokens import FRAME_SLOTS, TokenLayout
@@ -36,7 +37,10 @@ NLL_ROWS = 256  # positions whose log-probabilities are taken at once: bounds th
 
 @dataclass
 class TrainSummary:
-    """What a training did. Losses are natural-log cross entropy per token; memory is the peak in bytes."""
+    """What a training did. Losses are natural-log cross entropy per token; memory is the peak in bytes.
+
+    `seconds` and `tokens` are those of this session (a resumed training has had others), validation included.
+    """
 
     steps: int
     interrupted: bool
@@ -54,6 +58,11 @@ class TrainSummary:
     def tokens_per_s(self) -> float:
         """Tokens of text and speech trained on per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write training_log.json and the loss curves, loss.png, into `folder`."""
+        write_json(folder / "training_log.json", asdict(self))
+        plot_losses(self.history, folder / "loss.png")
 
     def __str__(self) -> str:
         lines = [
@@ -85,7 +94,7 @@ def train(
         train_set, validation_set: columns input_ids, labels (lists of int, equal lengths) and length; the
             validation set may be empty.
         options: with every None filled in (`config.filled`).
-        folder: checkpoints, loss.png and training_log.json go here.
+        folder: checkpoints and TensorBoard files go here.
         identity: what a checkpoint must agree on to be resumed (data, base, adapter shape).
     Returns:
         The summary; `interrupted` is True after Ctrl-C, with a checkpoint written.
@@ -103,15 +112,15 @@ def train(
     trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
     started = time.perf_counter()
     with disk_errors(folder), stop_on_interrupt() as interrupt:
-        trainer.add_callback(_callback(interrupt, trainer))
+        progress = _progress(interrupt)
+        trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        interrupted = bool(interrupt)
+        # Ctrl-C in the very last step interrupts nothing: the training is done.
+        interrupted = bool(interrupt) and trainer.state.global_step < trainer.state.max_steps
         if len(validation_set) and not interrupted and trainer.state.global_step not in _eval_steps(trainer):
             trainer.evaluate()
-    summary = _summarise(loaded, trainer, interrupted, time.perf_counter() - started)
-    write_json(folder / "training_log.json", asdict(summary))
-    plot_losses(summary.history, folder / "loss.png")
-    return summary
+    tokens = int(trainer.state.num_input_tokens_seen) - progress.tokens_before
+    return _summarise(loaded, trainer, interrupted, time.perf_counter() - started, tokens)
 
 
 # ---- the trainer ----
@@ -185,6 +194,12 @@ def _make_trainer(
         compute_metrics=by_slot,
     )
     trainer.remove_callback(PrinterCallback)
+    # trl turns the adapter of a 4-bit model into bfloat16, where small updates are lost and fp16's scaler fails.
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    # Unsloth sets these, and a validation after training would round the adapter just before it is saved.
+    trainer.args.bf16_full_eval = trainer.args.fp16_full_eval = False
     return trainer
 
 
@@ -233,14 +248,16 @@ def losses_by_slot(losses: np.ndarray, labels: np.ndarray, layout: TokenLayout) 
 # ---- progress ----
 
 
-def _callback(interrupt: Interrupt, trainer: Any) -> Any:
+def _progress(interrupt: Interrupt) -> Any:
     from tqdm.auto import tqdm
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         bar: Any = None
+        tokens_before = 0  # those of the sessions before this one, when resumed
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.tokens_before = state.num_input_tokens_seen
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step",
                             mininterval=1.0)  # fmt: skip
 
@@ -270,7 +287,7 @@ def _eval_steps(trainer: Any) -> set[int]:
 # ---- summary ----
 
 
-def _summarise(loaded: LoadedModel, trainer: Any, interrupted: bool, seconds: float) -> TrainSummary:
+def _summarise(loaded: LoadedModel, trainer: Any, interrupted: bool, seconds: float, tokens: int) -> TrainSummary:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "eval_loss" in entry]
@@ -279,7 +296,7 @@ def _summarise(loaded: LoadedModel, trainer: Any, interrupted: bool, seconds: fl
         steps=trainer.state.global_step,
         interrupted=interrupted,
         seconds=round(seconds, 2),
-        tokens=int(trainer.state.num_input_tokens_seen),
+        tokens=tokens,
         trainable_parameters=trainable_parameters(loaded.model),
         peak_memory_bytes=_peak_memory(loaded.device),
         train_loss=losses[-1] if losses else float("nan"),

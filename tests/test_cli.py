@@ -130,6 +130,12 @@ def test_training_mistakes(small, arguments, says, tmp_path):
     assert not (tmp_path / "lora_model" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("option", ["batch-size", "gradient-accumulation", "learning-rate", "log-every", "epochs"])
+def test_training_options_out_of_range_are_named(option, tmp_path):
+    done = run(SFT, f"--train.{option}", 0, cwd=tmp_path, code=2)
+    assert f"{option.replace('-', '_')} is 0" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_empty_and_silent_recordings_are_reported(small, clips, tmp_path):
     import shutil
 

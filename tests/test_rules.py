@@ -34,12 +34,14 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "errors", "hub", "provenance", "tokens"},
     "batches": {"prompt"},
     "checkpoints": {"errors", "provenance"},
-    "train": {"audio", "batches", "checkpoints", "config", "errors", "model", "prompt", "provenance", "tokens"},
+    "adapter": {"config", "errors", "model", "provenance"},
+    "train": {"adapter", "audio", "batches", "checkpoints", "config", "errors", "model", "prompt", "provenance",
+              "tokens"},
     "engines.base": {"config", "errors", "tokens"},
     "engines.torch_engine": {"config", "engines.base", "model"},
-    "speech": {"audio", "provenance", "tokens"},
-    "inference": {"audio", "codec", "config", "engines.base", "engines.torch_engine", "errors", "model", "prompt",
-                  "provenance", "speech", "tokens"},
+    "speech": {"audio", "errors", "provenance", "tokens"},
+    "inference": {"adapter", "audio", "codec", "config", "engines.base", "engines.torch_engine", "errors", "model",
+                  "prompt", "provenance", "speech", "tokens"},
     "upload": {"errors", "hub"},
 }  # fmt: skip
 """Which module may import which: data flows one way. Nothing imports the two scripts."""
@@ -181,7 +183,7 @@ def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
         "assert not early, early\n"
         "class FastLanguageModel:\n"
         "    @staticmethod\n"
-        "    def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit):\n"
+        "    def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit, use_exact_model_name):\n"
         "        import torch\n"
         "        print('LOADED', max_seq_length, dtype, load_in_4bit)\n"
         "        raise ValueError('stand-in: no weights')\n"

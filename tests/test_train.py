@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orpheus.adapter import add_lora
 from orpheus.batches import Collator, LengthGrouped
 from orpheus.checkpoints import stop_on_interrupt
 from orpheus.config import LoraOptions, TrainOptions
 from orpheus.errors import UserError
-from orpheus.model import add_lora, load_base
+from orpheus.model import load_base
 from orpheus.prompt import IGNORE, Renderer
 from orpheus.train import _make_trainer, losses_by_slot, token_losses, train
 from tests.tiny import save_base
@@ -66,6 +67,7 @@ def test_the_loss_falls_and_the_summary_says_so(lively_base, corpus, tmp_path):
     assert summary.tokens == pytest.approx(40 * 2 * np.mean(corpus["length"]), rel=0.1)
     assert len(summary.validation_by_slot) == 7 and summary.peak_memory_bytes > 10**8
     assert summary.trainable_parameters == sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
+    summary.save(tmp_path)
     log = json.loads((tmp_path / "training_log.json").read_text())
     assert log["steps"] == 40 and any("eval_slot_6" in entry for entry in log["history"])
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -133,6 +135,28 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(lively_base, corpus, tmp_p
     train(whole, corpus, corpus.select([]), OPTIONS, tmp_path / "whole", IDENTITY)
     for name, weight in weights(whole).items():
         assert torch.allclose(weight, weights(resumed)[name], atol=1e-5), name
+
+
+def test_ctrl_c_in_the_last_step_interrupts_nothing(lively_base, corpus, tmp_path, monkeypatch):
+    from trl import SFTTrainer
+
+    original = SFTTrainer.training_step
+
+    def late(self, *args, **kwargs):
+        if self.state.global_step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", late)
+    summary = train(adapter(lively_base), corpus, corpus.select([]), OPTIONS, tmp_path, IDENTITY)
+    assert summary.steps == 8 and not summary.interrupted
+
+
+def test_the_adapter_of_a_4_bit_base_is_trained_in_32_bit(lively_base, corpus, tmp_path):
+    """trl would turn it into bfloat16."""
+    loaded = adapter(lively_base, in_4bit=True)
+    _make_trainer(loaded, corpus, corpus.select([]), OPTIONS, tmp_path)
+    assert {p.dtype for p in loaded.model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_a_second_ctrl_c_stops_at_once():

@@ -30,8 +30,9 @@ def save_random_adapter(
     """An adapter with random A and B, so that base and adapted model differ."""
     import torch
 
+    from orpheus.adapter import add_lora, save_adapter
     from orpheus.codec import SnacCodec
-    from orpheus.model import add_lora, load_base, save_adapter
+    from orpheus.model import load_base
     from orpheus.provenance import Provenance
 
     base = load_base(str(base_dir), load_in_4bit=False)
