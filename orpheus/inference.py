@@ -209,9 +209,9 @@ class OrpheusInference:
             chosen = named or (self._default_voice() if voice is None else voice)
             # A base whose own voices are not known may well know more than the adapter was trained on.
             chosen = check_voice(chosen, self.voices if self.base_voices else ())
-            if chosen and chosen not in self.voices:
-                log.warning("voice '%s' was not in the training data: the model may ignore it", chosen)
             rows.append(_Row(self, i, rest, chosen, seed + i))
+        for name in sorted({row.voice for row in rows if row.voice} - set(self.voices)):
+            log.warning("voice '%s' was not in the training data: the model may ignore it", name)
         return rows
 
     def _default_voice(self) -> str | None:

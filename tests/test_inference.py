@@ -233,9 +233,13 @@ def test_notebook_display_and_plot(tts, layout, scripted, tmp_path):
     speech.plot().savefig(tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 5000
     for suffix in ("flac", "mp3", "opus"):
-        assert speech.save(tmp_path / f"s.{suffix}").stat().st_size > 100
+        assert speech.save(tmp_path / f"{suffix}_s.{suffix}").stat().st_size > 100
     with pytest.raises(UserError, match="exists already"):
-        speech.save(tmp_path / "s.flac")
+        speech.save(tmp_path / "flac_s.flac")
+    (tmp_path / "notes.json").write_text("mine")
+    with pytest.raises(UserError, match=r"notes.json exists already"):
+        speech.save(tmp_path / "notes.wav")
+    assert (tmp_path / "notes.json").read_text() == "mine" and not (tmp_path / "notes.wav").exists()
 
 
 def test_a_full_disk_leaves_nothing_half_written(tts, layout, scripted, tmp_path, monkeypatch):
