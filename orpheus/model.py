@@ -125,6 +125,8 @@ def load_base(
         UserError: the base can't be had, is no Llama-like causal model, or does not fit its tokenizer.
     """
     device = pick_device(device)
+    # On CPU bitsandbytes (which peft imports too) warns of an optional kernel package; the user need not do anything.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if backend == "auto":
         backend = "unsloth" if device.startswith("cuda") else "transformers"
     folder = local_folder(base, "base model")
@@ -219,8 +221,6 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
 
 
 def _need_bitsandbytes() -> None:
-    # On CPU it warns about an optional kernel package, which the user can do nothing about.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
