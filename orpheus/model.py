@@ -13,8 +13,6 @@ from orpheus.hub import fetch, local_folder, portable_name
 from orpheus.provenance import Provenance
 from orpheus.tokens import TokenLayout
 
-log = logging.getLogger(__name__)
-
 FOUR_BIT_BELOW_BYTES = 12 * 2**30  # bf16 weights (6.6 GB), KV cache and codec want about this much
 
 
