@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orpheus.config import LoraOptions
-from orpheus.errors import UserError, disk_problem
+from orpheus.errors import UserError, disk_errors
 from orpheus.model import LoadedModel, same_weights
 from orpheus.provenance import Provenance
 
@@ -157,22 +157,17 @@ def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> P
     import shutil
 
     temporary = folder / ".saving"
+    remedy = "free some space or choose another --output-dir"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        loaded.model.save_pretrained(temporary, safe_serialization=True)
-        loaded.tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        provenance.save(temporary)
-        for file in sorted(temporary.iterdir(), key=lambda f: f.name == ADAPTER_WEIGHTS):
-            file.replace(folder / file.name)  # the weights last: a folder that has them is complete
-    except Exception as error:
-        problem = disk_problem(error)
-        if problem is None:
-            raise
-        raise UserError(
-            f"the adapter can't be written to '{folder}': {problem}; free some space or choose another --output-dir"
-        ) from error
+        with disk_errors(f"the adapter can't be written to '{folder}'", remedy):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            loaded.model.save_pretrained(temporary, safe_serialization=True)
+            loaded.tokenizer.save_pretrained(temporary)
+            (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            provenance.save(temporary)
+            for file in sorted(temporary.iterdir(), key=lambda f: f.name == ADAPTER_WEIGHTS):
+                file.replace(folder / file.name)  # the weights last: a folder that has them is complete
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orpheus.errors import UserError, disk_problem
+from orpheus.errors import UserError
 from orpheus.provenance import write_json
 
 log = logging.getLogger(__name__)
@@ -82,21 +82,6 @@ def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Pat
         )
     log.info("resuming from %s", newest)
     return newest
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk or a forbidden folder becomes a UserError that says what is kept; other errors pass."""
-    try:
-        yield
-    except Exception as error:
-        problem = disk_problem(error)
-        if problem is None or isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"can't write to {folder}: {problem}; earlier checkpoints are kept, go on with --train.resume when there "
-            "is space"
-        ) from error
 
 
 def remove_checkpoints(folder: Path) -> None:

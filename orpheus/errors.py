@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Bad input. The message says in one line what came, what was expected and what to do."""
@@ -17,12 +20,25 @@ class MissingPackage(UserError):
         )
 
 
-def disk_problem(error: BaseException) -> str | None:
-    """What the system refused (a full disk, a forbidden folder), if `error` says so; None for anything else.
+@contextmanager
+def disk_errors(what: str, remedy: str) -> Iterator[None]:
+    """What the system refuses (a full disk, a forbidden folder) becomes a UserError 'what: why; remedy'.
 
-    Libraries wrap the system's error in types of their own: safetensors, tokenizers ("os error 28") and torch's
-    zip writer.
+    Other errors pass through.
     """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        problem = _disk_problem(error)
+        if problem is None:
+            raise
+        raise UserError(f"{what}: {problem}; {remedy}") from error
+
+
+def _disk_problem(error: BaseException) -> str | None:
+    # Libraries wrap the system's error in types of their own: safetensors, tokenizers, torch's zip writer.
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)

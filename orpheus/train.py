@@ -19,9 +19,9 @@ import numpy as np
 from orpheus.adapter import trainable_parameters
 from orpheus.batches import Collator, LengthGrouped
 from orpheus.checkpoints import FOLDER as CHECKPOINT_FOLDER
-from orpheus.checkpoints import Interrupt, disk_errors, find_checkpoint, stop_on_interrupt
+from orpheus.checkpoints import Interrupt, find_checkpoint, stop_on_interrupt
 from orpheus.config import TrainOptions
-from orpheus.errors import UserError
+from orpheus.errors import UserError, disk_errors
 from orpheus.model import LoadedModel
 from orpheus.prompt import IGNORE
 from orpheus.provenance import write_json
@@ -111,7 +111,8 @@ def train(
     checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity)
     trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
     started = time.perf_counter()
-    with disk_errors(folder), stop_on_interrupt() as interrupt:
+    keep = "earlier checkpoints are kept, go on with --train.resume when there is space"
+    with disk_errors(f"can't write to {folder}", keep), stop_on_interrupt() as interrupt:
         progress = _progress(interrupt)
         trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
