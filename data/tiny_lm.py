@@ -201,7 +201,10 @@ class Sequences:
         self.prompts: list[int] = []
         for text, voice, utterance in zip(texts, voices, codes, strict=True):
             example = model.renderer.example(text, utterance, voice or None)
-            self.rows.append(model.row_of_id[example.input_ids].astype(np.int32))
+            row = model.row_of_id[example.input_ids].astype(np.int32)
+            if (row == model.never).any():
+                continue  # one of the codes that are not in use: hardly ever chosen, and left out
+            self.rows.append(row)
             self.prompts.append(len(example.input_ids) - FRAME_SLOTS * utterance.frames - 2)
         self.tokens = sum(map(len, self.rows))
 

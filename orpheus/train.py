@@ -112,7 +112,7 @@ def train(
     trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
     started = time.perf_counter()
     keep = "earlier checkpoints are kept, go on with --train.resume when there is space"
-    with disk_errors(f"can't write to {folder}", keep), stop_on_interrupt() as interrupt:
+    with disk_errors(f"the training can't write its files to {folder}", keep), stop_on_interrupt() as interrupt:
         progress = _progress(interrupt)
         trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

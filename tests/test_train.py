@@ -269,5 +269,5 @@ def test_a_full_disk_is_one_clear_line(lively_base, corpus, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(SFTTrainer, "_save_checkpoint", full)
-    with pytest.raises(UserError, match="can't write to .*No space left.*--train.resume"):
+    with pytest.raises(UserError, match="can't write its files to .*No space left.*--train.resume"):
         train(adapter(lively_base), corpus, corpus.select([]), replace(OPTIONS, save_every=2), tmp_path, IDENTITY)
