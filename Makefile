@@ -16,7 +16,7 @@ help:  ## what there is
 setup: $(VENV)/.ready  ## a virtual environment with what the programs need
 
 demo: $(VENV)/.ready  ## train a LoRA on the embedded voice and speak three tagged prompts (CPU, no download)
-	$(BIN)/python orpheus_sft_unsloth.py --model.preset tiny --train.resume --overwrite-samples
+	$(BIN)/python orpheus_sft_unsloth.py --preset tiny --resume --overwrite-samples
 	@echo
 	@echo "listen to      generated_audio/output_0.wav  output_1.wav  output_2.wav"
 	@echo "loss curve     lora_model/loss.png"

@@ -1,8 +1,8 @@
 """Fine-tune Orpheus TTS with LoRA on a voice, then speak with it.
 
     python orpheus_sft_unsloth.py                                    # GPU: Orpheus-3B on Elise; CPU: the embedded demo
-    python orpheus_sft_unsloth.py --corpus.dataset my_recordings     # your own voice
-    python orpheus_sft_unsloth.py --train.epochs 3 --train.resume    # go on after an interruption
+    python orpheus_sft_unsloth.py --dataset my_recordings     # your own voice
+    python orpheus_sft_unsloth.py --epochs 3 --resume    # go on after an interruption
 
 The adapter goes to lora_model/, a few spoken samples to generated_audio/.
 """
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from orpheus.cli import EXIT_INTERRUPTED, run
-from orpheus.config import SftOptions, as_dict, filled
+from orpheus.config import SftOptions, as_dict, filled, resumable
 from orpheus.errors import UserError
 
 
@@ -33,7 +33,7 @@ def main(options: SftOptions) -> None:
     if options.train.push_to_hub:
         from orpheus.upload import check_upload
 
-        check_upload(options.train.push_to_hub)  # now, not after hours of training
+        check_upload(options.train.hub_repo_id)  # now, not after hours of training
 
     # 2. The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies.
     base = load_base(options.model.base, load_in_4bit=options.model.load_in_4bit, backend=options.model.backend,
@@ -57,19 +57,14 @@ def main(options: SftOptions) -> None:
     from orpheus.provenance import Provenance, versions
     from orpheus.train import train
 
-    model = add_lora(base, options.lora, alpha=options.lora.alpha, seed=options.train.seed,
+    model = add_lora(base, options.lora, alpha=options.lora.lora_alpha, seed=options.train.seed,
                      gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
-    passing = ("resume", "log_every", "eval_every", "save_every", "push_to_hub")  # may differ when resumed
-    identity = {
-        "base": base.base, "4 bit": base.in_4bit, "data": corpus.data_hash, "lora": as_dict(options.lora),
-        "validation share": options.corpus.validation_share,
-        **{name: value for name, value in as_dict(options.train).items() if name not in passing},
-    }  # fmt: skip
+    identity = {"base": base.base, "data": corpus.data_hash, **resumable(options)}
     summary = train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
     print(summary)
     if summary.interrupted:
         summary.save(options.output_dir)
-        print("interrupted: a checkpoint is saved; go on with the same command and --train.resume")
+        print("interrupted: a checkpoint is saved; go on with the same command and --resume")
         sys.exit(EXIT_INTERRUPTED)
 
     # 5. Saved in peft's format, with all that speaking needs to know.
@@ -86,7 +81,7 @@ def main(options: SftOptions) -> None:
     if options.train.push_to_hub:
         from orpheus.upload import upload
 
-        print(f"uploaded to {upload(options.output_dir, options.train.push_to_hub)}")
+        print(f"uploaded to {upload(options.output_dir, options.train.hub_repo_id)}")
 
     # 6. Speak, in a fresh process: it proves that what was saved is all that is needed.
     if options.speak_samples:

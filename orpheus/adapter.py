@@ -18,17 +18,17 @@ TIED = ("lm_head", "embed_tokens")
 
 def check_lora(lora: LoraOptions) -> None:
     """Refuse what can't work: UserError for tied targets and impossible figures."""
-    tied = [t for t in lora.targets if any(t.endswith(name) for name in TIED)]
+    tied = [t for t in lora.target_modules if any(t.endswith(name) for name in TIED)]
     if tied:
         raise UserError(
             f"LoRA targets {', '.join(tied)}: in Orpheus lm_head and embed_tokens are one tied matrix, and "
             "merging would discard their adapter; leave them out"
         )
-    if lora.r < 1 or not 0.0 <= lora.dropout < 1.0:
-        raise UserError(f"LoRA r is {lora.r} and dropout {lora.dropout}, expected r of 1 or more and dropout in [0, 1)")
-    if lora.alpha is not None and lora.alpha <= 0:
-        raise UserError(f"LoRA alpha is {lora.alpha}, expected above 0: with 0 the adapter does nothing")
-    if not lora.targets:
+    if lora.r < 1 or not 0.0 <= lora.lora_dropout < 1.0:
+        raise UserError(f"LoRA r is {lora.r}, dropout {lora.lora_dropout}; expected r of 1 or more, dropout in [0, 1)")
+    if lora.lora_alpha is not None and lora.lora_alpha <= 0:
+        raise UserError(f"LoRA alpha is {lora.lora_alpha}, expected above 0: with 0 the adapter does nothing")
+    if not lora.target_modules:
         raise UserError("LoRA has no target layers: name some, such as q_proj v_proj")
 
 
@@ -38,7 +38,7 @@ def add_lora(
     """Put a fresh, trainable adapter on the base. Its first weights depend on `seed` alone."""
     check_lora(lora)
     names = {name.rsplit(".", 1)[-1] for name, _ in loaded.model.named_modules()}
-    unknown = [t for t in lora.targets if t not in names]
+    unknown = [t for t in lora.target_modules if t not in names]
     if unknown:
         raise UserError(
             f"LoRA targets {', '.join(unknown)} are not in this model; it has "
@@ -50,13 +50,13 @@ def add_lora(
         model = FastLanguageModel.get_peft_model(
             loaded.model,
             r=lora.r,
-            target_modules=list(lora.targets),
+            target_modules=list(lora.target_modules),
             lora_alpha=alpha,
-            lora_dropout=lora.dropout,
+            lora_dropout=lora.lora_dropout,
             bias="none",
             use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
             random_state=seed,
-            use_rslora=lora.rslora,
+            use_rslora=lora.use_rslora,
         )
         return replace(loaded, model=model)
 
@@ -73,9 +73,9 @@ def add_lora(
     config = LoraConfig(
         r=lora.r,
         lora_alpha=alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        use_rslora=lora.rslora,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        use_rslora=lora.use_rslora,
         bias="none",
         task_type="CAUSAL_LM",
     )

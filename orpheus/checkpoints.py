@@ -67,7 +67,7 @@ def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Pat
     if not resume:
         raise UserError(
             f"{folder} holds the checkpoints of an unfinished training (up to {newest.name}): go on with "
-            "--train.resume, or delete that folder to start again"
+            "--resume, or delete that folder to start again"
         )
     try:
         before = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))

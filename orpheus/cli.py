@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,15 +19,20 @@ Options = TypeVar("Options")
 
 def run(main: Callable[[Options], None], options: type[Options], description: str | None) -> None:
     """Parse the command line into `options` and run `main`; exits non-zero when it fails."""
-    import tyro
-
     # Waiting threads that spin slow everything down as soon as the cores are shared. Read when PyTorch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning about forks
     logging.basicConfig(format="%(message)s")
     logging.getLogger("orpheus").setLevel(logging.INFO)
     with one_line_errors():
-        main(tyro.cli(options, description=description))
+        main(parse(options, description=description))
+
+
+def parse(options: type[Options], args: Sequence[str] | None = None, description: str | None = None) -> Options:
+    """The command line (`sys.argv`, or `args`) as options, by flat names: --max-steps, not --train.max-steps."""
+    import tyro
+
+    return tyro.cli(options, args=args, description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
 @contextmanager

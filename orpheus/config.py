@@ -143,17 +143,17 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """The adapter. r 64, alpha 64 is Unsloth's Orpheus notebook; rsLoRA with r 32 is Canopy's."""
+    """The adapter, in peft's names. r 64, alpha 64 is Unsloth's Orpheus notebook; rsLoRA with r 32 is Canopy's."""
 
     r: int = 64
     """Rank of the adapter."""
-    alpha: int | None = None
+    lora_alpha: int | None = None
     """Scale of the adapter. Default: the preset's."""
-    dropout: float = 0.0
+    lora_dropout: float = 0.0
     """Dropout inside the adapter."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that get an adapter. lm_head and embed_tokens are tied in Orpheus and are refused."""
-    rslora: bool = False
+    use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r."""
 
 
@@ -195,8 +195,10 @@ class TrainOptions:
     """Go on from the last checkpoint in the output folder."""
     seed: int = 3407
     """Seed of the data order, the split and the adapter's first weights."""
-    push_to_hub: str | None = None
-    """Repository id to upload the adapter to when training is done. Nothing is uploaded unless you give one."""
+    push_to_hub: bool = False
+    """Upload the adapter to `hub-repo-id`, a private repository, when training is done. Off: nothing is uploaded."""
+    hub_repo_id: str | None = None
+    """Where push-to-hub uploads to: 'owner/name'."""
 
     def __post_init__(self) -> None:
         many = (1, math.inf)
@@ -264,7 +266,7 @@ def filled(options: SftOptions, has_gpu: bool) -> SftOptions:
         options,
         model=dataclasses.replace(fill(options.model, base=p.base, codec=p.codec), preset=p.name, backend=backend),
         corpus=fill(options.corpus, dataset=p.dataset),
-        lora=fill(options.lora, alpha=p.lora_alpha),
+        lora=fill(options.lora, lora_alpha=p.lora_alpha),
         train=fill(options.train, max_steps=p.max_steps, epochs=p.epochs, learning_rate=p.learning_rate,
                    batch_size=p.batch_size, gradient_accumulation=p.gradient_accumulation,
                    gradient_checkpointing=has_gpu),
@@ -308,3 +310,14 @@ def as_dict(options: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return plain(options)
+
+
+def resumable(options: SftOptions) -> dict[str, Any]:
+    """The options that a resumed training must share with the interrupted one: all that shape the result."""
+    free = ("resume", "log_every", "eval_every", "save_every", "push_to_hub", "hub_repo_id")
+    return {
+        "load_in_4bit": options.model.load_in_4bit,
+        "validation_share": options.corpus.validation_share,
+        **as_dict(options.lora),
+        **{name: value for name, value in as_dict(options.train).items() if name not in free},
+    }

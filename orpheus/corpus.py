@@ -243,7 +243,7 @@ def _voice(cell: Any) -> str | None:
     try:
         return check_voice(str(cell).strip(), ())
     except UserError as error:
-        raise _Unfit("bad voice", f"{error}; if the column holds no voices, set --corpus.voice-column ''") from error
+        raise _Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
 
 
 class _Encoder:
@@ -326,7 +326,7 @@ def _refuse_too_many(corpus: Corpus, options: CorpusOptions) -> None:
     raise UserError(
         f"{rejected} of the {total} clips of {corpus.name} can't be used ({reasons}): {share:.1%}, and "
         f"{options.max_rejected:.1%} are allowed. {report} lists them: mend them, or train without them "
-        f"by --corpus.max-rejected {math.ceil(100 * rejected / total) / 100:g}"
+        f"by --max-rejected {math.ceil(100 * rejected / total) / 100:g}"
     )
 
 

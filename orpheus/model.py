@@ -177,7 +177,7 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
         )
         return model, tokenizer
 
-    model, tokenizer = fetch("base model", base, load, "use the embedded one: --model.preset tiny")
+    model, tokenizer = fetch("base model", base, load, "use the embedded one: --preset tiny")
     if in_4bit and device == "cpu":
         _keep_differentiable(model)
     return model, tokenizer
@@ -203,7 +203,7 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
     except ImportError as error:
         raise MissingPackage("unsloth", "training on a GPU", "pip install -r requirements.txt") from error
     except NotImplementedError as error:  # Unsloth's own way to say that it sees no GPU
-        raise UserError("Unsloth needs a CUDA GPU and sees none: use --model.backend transformers") from error
+        raise UserError("Unsloth needs a CUDA GPU and sees none: use --backend transformers") from error
 
     def load() -> tuple[Any, Any]:
         return FastLanguageModel.from_pretrained(
@@ -215,7 +215,7 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
             use_exact_model_name=True,
         )
 
-    return fetch("base model", base, load, "use the embedded one: --model.preset tiny")
+    return fetch("base model", base, load, "use the embedded one: --preset tiny")
 
 
 def _need_bitsandbytes() -> None:

@@ -128,7 +128,7 @@ def _open(options: CorpusOptions, dataset: Any) -> Source:
     if dataset is not None:
         return _from_dataset(dataset, "the given data set", options)
     if not options.dataset:
-        raise UserError(f"no data set is named: give --corpus.dataset a hub id or a folder with {LAYOUTS}")
+        raise UserError(f"no data set is named: give --dataset a hub id or a folder with {LAYOUTS}")
     path = Path(embedded_path(options.dataset)).expanduser()
     if os.path.isdir(path):
         return _from_folder(path, options)
@@ -145,7 +145,7 @@ def _from_folder(folder: Path, options: CorpusOptions) -> Source:
     metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
     if len(metadata) == 2:
         raise UserError(
-            f"{folder} has both {' and '.join(METADATA_FILES)}: name the one to use, --corpus.dataset {metadata[1]}"
+            f"{folder} has both {' and '.join(METADATA_FILES)}: name the one to use, --dataset {metadata[1]}"
         )
     if metadata:
         return _from_file(metadata[0], options)
@@ -250,7 +250,7 @@ def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
     if not chosen:
         raise UserError(
             f"{folder} has no split '{split}': it has {', '.join(sorted(set(splits.values())))}; "
-            "choose one with --corpus.split"
+            "choose one with --split"
         )
     return chosen
 
@@ -299,7 +299,7 @@ def _from_dataset(dataset: Any, name: str, options: CorpusOptions) -> Source:
     if isinstance(dataset, DatasetDict):
         if options.split not in dataset:
             raise UserError(
-                f"{name} has no split '{options.split}': it has {', '.join(dataset)}; choose one with --corpus.split"
+                f"{name} has no split '{options.split}': it has {', '.join(dataset)}; choose one with --split"
             )
         dataset = dataset[options.split]
     if not isinstance(dataset, Dataset):
@@ -328,8 +328,8 @@ def _from_hub(name: str, options: CorpusOptions) -> Source:
         note = f" ({HUB_CORPUS} has been disabled on the hub since April 2026)" if name == HUB_CORPUS else ""
         raise UserError(
             f"data set '{name}' is no folder here and can't be had from the hub: {reason_of(error)}"
-            f"{note}. Give --corpus.dataset a local folder or another id such as Etherll/kaira, or use the "
-            "embedded corpus: --model.preset tiny, or --corpus.dataset data/corpus"
+            f"{note}. Give --dataset a local folder or another id such as Etherll/kaira, or use the "
+            "embedded corpus: --preset tiny, or --dataset data/corpus"
         ) from error
     return _from_dataset(dataset, name, options)
 
@@ -344,7 +344,7 @@ def _find_columns(present: Sequence[str], options: CorpusOptions, where: str, au
         if column not in present:
             raise UserError(
                 f"{where} has no column '{column}': it has {', '.join(present) or 'none'}; "
-                f"name the right one with --corpus.{option}-column"
+                f"name the right one with --{option}-column"
             )
     return _Columns(audio_column, options.text_column, voice)
 

@@ -105,13 +105,13 @@ def train(
         raise UserError("there is no clip to train on")
     if options.packing and loaded.backend == "unsloth":
         raise UserError(
-            "packing is for the transformers back end, and Unsloth is in use: leave out --train.packing, "
-            "or choose --model.backend transformers"
+            "packing is for the transformers back end, and Unsloth is in use: leave out --packing, "
+            "or choose --backend transformers"
         )
     checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity)
     trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
     started = time.perf_counter()
-    keep = "earlier checkpoints are kept, go on with --train.resume when there is space"
+    keep = "earlier checkpoints are kept, go on with --resume when there is space"
     with disk_errors(f"the training can't write its files to {folder}", keep), stop_on_interrupt() as interrupt:
         progress = _progress(interrupt)
         trainer.add_callback(progress)

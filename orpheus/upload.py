@@ -8,12 +8,14 @@ from orpheus.errors import UserError
 from orpheus.hub import reason_of
 
 
-def check_upload(repo_id: str) -> None:
+def check_upload(repo_id: str | None) -> None:
     """Before training: is the id well formed, is there a token, does the hub take it? UserError if not."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if not repo_id:
+        raise UserError("push-to-hub needs to know where to: give --hub-repo-id owner/name")
     try:
         validate_repo_id(repo_id)
         if "/" not in repo_id:

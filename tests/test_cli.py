@@ -67,8 +67,8 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(base_dir, codec_dir, clips) -> list[object]:
-    return ["--model.base", base_dir, "--model.codec", codec_dir, "--corpus.dataset", clips, "--train.batch-size", 2,
-            "--train.max-steps", 3, "--train.log-every", 1, "--lora.r", 4]  # fmt: skip
+    return ["--base", base_dir, "--codec", codec_dir, "--dataset", clips, "--batch-size", 2,
+            "--max-steps", 3, "--log-every", 1, "--r", 4]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_from_recordings_to_an_adapter(small, tmp_path):
     assert "checkpoints" not in names and not [n for n in names if n.startswith(".")]
     made = json.loads((folder / "orpheus.json").read_text())
     assert made["tags"] == {"laughs": 12} and made["voices"] == [] and made["layout"]["audio_start"] == 269
-    assert made["config"]["train"]["max_steps"] == 3 and made["config"]["train"]["push_to_hub"] is None
+    assert made["config"]["train"]["max_steps"] == 3 and made["config"]["train"]["push_to_hub"] is False
     assert made["versions"]["torch"] and made["data_hash"] and made["codec_identity"].startswith("snac-")
 
 
@@ -92,7 +92,7 @@ def test_from_recordings_to_an_adapter(small, tmp_path):
 def test_speaking_from_arguments_file_and_stdin(tmp_path):
     (tmp_path / "lines.txt").write_text("Good morning.\n\nIt is a sunny day.\n", encoding="utf-8")
     done = run(SPEAK, "Hello there.", "-", "--file", "lines.txt", "--adapter", "None", "--preset", "tiny", "--voice",
-               "tara", "--sampling.seed", 7, "--sampling.max-new-tokens", 140, "--out", "wavs", cwd=tmp_path,
+               "tara", "--seed", 7, "--max-new-tokens", 140, "--out", "wavs", cwd=tmp_path,
                stdin="How are you?\n")  # fmt: skip
     wavs = sorted((tmp_path / "wavs").glob("*.wav"))
     assert [w.name for w in wavs] == [f"output_{i}.wav" for i in range(4)]
@@ -107,16 +107,17 @@ def test_speaking_from_arguments_file_and_stdin(tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["--corpus.dataset", "./nowhere"], "no file or folder"),
-        (["--corpus.dataset", "MrDragonFox/Elise"], "MrDragonFox/Elise.*disabled.*Etherll/kaira.*embedded corpus"),
-        (["--model.base", "canopylabs/orpheus-3b-0.1-ft"], "base model 'canopylabs/orpheus-3b-0.1-ft' can't be had"),
-        (["--model.codec", "hubertsiuzdak/snac_24khz"], "codec 'hubertsiuzdak/snac_24khz' can't be had.*hf download"),
-        (["--lora.targets", "lm_head"], "tied matrix"),
-        (["--model.preset", "orpheus-3b", "--model.base", "None", "--model.backend", "transformers"],
+        (["--dataset", "./nowhere"], "no file or folder"),
+        (["--dataset", "MrDragonFox/Elise"], "MrDragonFox/Elise.*disabled.*Etherll/kaira.*embedded corpus"),
+        (["--base", "canopylabs/orpheus-3b-0.1-ft"], "base model 'canopylabs/orpheus-3b-0.1-ft' can't be had"),
+        (["--codec", "hubertsiuzdak/snac_24khz"], "codec 'hubertsiuzdak/snac_24khz' can't be had.*hf download"),
+        (["--target-modules", "lm_head"], "tied matrix"),
+        (["--preset", "orpheus-3b", "--base", "None", "--backend", "transformers"],
          "unsloth/orpheus-3b-0.1-ft' can't be had"),
-        (["--train.push-to-hub", "me/voice"], "not logged in|offline"),
-        (["--train.push-to-hub", "not an id"], "push-to-hub.*owner/name"),
-        (["--train.max-seq-length", 40], "too long"),
+        (["--push-to-hub", "--hub-repo-id", "me/voice"], "not logged in|offline"),
+        (["--push-to-hub", "--hub-repo-id", "not an id"], "push-to-hub.*owner/name"),
+        (["--push-to-hub"], "push-to-hub.*--hub-repo-id"),
+        (["--max-seq-length", 40], "too long"),
     ],
 )  # fmt: skip
 def test_training_mistakes(small, arguments, says, tmp_path):
@@ -124,7 +125,7 @@ def test_training_mistakes(small, arguments, says, tmp_path):
 
     options = [*small, *arguments]
     if "orpheus-3b" in arguments:
-        options = [o for o in arguments if o not in ("--model.base", "None")]
+        options = [o for o in arguments if o not in ("--base", "None")]
     line = error_line(run(SFT, *options, cwd=tmp_path, code=2))
     assert re.search(says, line), line
     assert not (tmp_path / "lora_model" / "adapter_model.safetensors").exists()
@@ -132,7 +133,7 @@ def test_training_mistakes(small, arguments, says, tmp_path):
 
 @pytest.mark.parametrize("option", ["batch-size", "gradient-accumulation", "learning-rate", "log-every", "epochs"])
 def test_training_options_out_of_range_are_named(option, tmp_path):
-    done = run(SFT, f"--train.{option}", 0, cwd=tmp_path, code=2)
+    done = run(SFT, f"--{option}", 0, cwd=tmp_path, code=2)
     assert f"{option.replace('-', '_')} is 0" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -177,7 +178,7 @@ def test_speaking_mistakes(arguments, says, tmp_path):
 
 
 def test_options_out_of_range_are_named(tmp_path):
-    done = run(SPEAK, "--sampling.temperature", "-1", "Hi", cwd=tmp_path, code=2)
+    done = run(SPEAK, "--temperature", "-1", "Hi", cwd=tmp_path, code=2)
     assert "temperature is -1.0, expected 0..10" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -201,7 +201,7 @@ def test_a_fifth_may_be_rejected_and_no_more(run, tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         run(bad_and_good(3, 7), codec=codec, cache_dir=tmp_path / "other")
     message = str(caught.value)
-    for part in ("3 of the 10 clips", "30.0%", "3 no text", "20.0% are allowed", "--corpus.max-rejected 0.3"):
+    for part in ("3 of the 10 clips", "30.0%", "3 no text", "20.0% are allowed", "--max-rejected 0.3"):
         assert part in message
     report = (tmp_path / "other" / "rejected.txt").read_text()
     assert report.count(": no text: ") == 3 and "7 of 10" in report
@@ -212,7 +212,7 @@ def test_a_fifth_may_be_rejected_and_no_more(run, tmp_path, monkeypatch):
 def test_the_suggested_share_is_enough(run):
     """0.58 * 50 is a little less than 29 in floating point."""
     table = bad_and_good(29, 21)
-    with pytest.raises(UserError, match=r"--corpus.max-rejected 0.58$"):
+    with pytest.raises(UserError, match=r"--max-rejected 0.58$"):
         run(table)
     assert len(run(table, max_rejected=0.58).clips) == 21
 

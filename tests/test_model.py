@@ -251,12 +251,12 @@ def test_a_full_disk_keeps_the_old_adapter(adapter_dir, base_dir, tmp_path, monk
 @pytest.mark.parametrize(
     "lora, says",
     [
-        (LoraOptions(targets=("q_proj", "lm_head")), "tied matrix"),
-        (LoraOptions(targets=("model.embed_tokens",)), "tied matrix"),
+        (LoraOptions(target_modules=("q_proj", "lm_head")), "tied matrix"),
+        (LoraOptions(target_modules=("model.embed_tokens",)), "tied matrix"),
         (LoraOptions(r=0), "r is 0"),
-        (LoraOptions(dropout=1.0), "dropout 1.0"),
-        (LoraOptions(targets=()), "no target layers"),
-        (LoraOptions(targets=("q_proj", "query")), "query are not in this model; it has .*q_proj"),
+        (LoraOptions(lora_dropout=1.0), "dropout 1.0"),
+        (LoraOptions(target_modules=()), "no target layers"),
+        (LoraOptions(target_modules=("q_proj", "query")), "query are not in this model; it has .*q_proj"),
     ],
 )
 def test_impossible_adapters_are_refused(base_dir, lora, says):

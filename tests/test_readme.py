@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pytest
 import soundfile
-import tyro
 from packaging.requirements import Requirement
 
 from inference import SpeakOptions
 from orpheus import audio, codec, config, tokens
+from orpheus.cli import parse
 from orpheus.config import CorpusOptions, SftOptions, filled
 from orpheus.prompt import TAGS_BY_LANGUAGE, Renderer
 from orpheus.sources import open_source
@@ -124,7 +124,7 @@ def test_programs_exist_and_know_the_options_of_the_commands(help_texts):
 
 @pytest.mark.parametrize("command", PYTHON_COMMANDS, ids=" ".join)
 def test_commands_parse(command):
-    tyro.cli(PROGRAMS[command[0]], args=command[1:])
+    parse(PROGRAMS[command[0]], command[1:])
 
 
 def test_options_in_the_text_exist(help_texts):
@@ -200,15 +200,18 @@ def test_data_examples_are_data_sets(tmp_path):
 
 def test_defaults_are_the_dataclasses():
     def value(options: Any, option: str) -> str:
-        for name in option.removeprefix("--").replace("-", "_").split("."):
-            options = getattr(options, name)
-        return str(options)
+        name = attribute(option)
+        parts = [options, *(getattr(options, f.name) for f in dataclasses.fields(options))]
+        return str(next(getattr(part, name) for part in parts if hasattr(part, name)))
+
+    def attribute(option: str) -> str:
+        return option.removeprefix("--").replace("-", "_")
 
     count = 0
     for row in (row for table in tables("option") for row in table):
         (option,) = codes_in(row["option"])
         if "default" in row:
-            owner = SftOptions() if option.startswith("--corpus.") else SpeakOptions()
+            owner = SftOptions() if hasattr(CorpusOptions, attribute(option)) else SpeakOptions()
             wanted = {"default": value(owner, option)}
         else:
             wanted = {
@@ -219,7 +222,7 @@ def test_defaults_are_the_dataclasses():
             assert row[column] == text, f"{option}: the README says {row[column]}, the default is {text}"
             count += 1
     assert count > 25
-    assert f"over `--train.max-seq-length` ({SftOptions().train.max_seq_length} tokens hold about 24 s)" in TEXT
+    assert f"over `--max-seq-length` ({SftOptions().train.max_seq_length} tokens hold about 24 s)" in TEXT
 
 
 def test_the_frame_is_drawn_as_it_is():

@@ -118,9 +118,9 @@ def test_files_are_short_and_scripts_shorter():
 
 @pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.TrainOptions])
 def test_the_command_line_s_defaults_are_the_dataclass_s(options):
-    import tyro
+    from orpheus.cli import parse
 
-    assert tyro.cli(options, args=[]) == options()
+    assert parse(options, []) == options()
 
 
 def test_every_option_is_explained():
@@ -143,11 +143,11 @@ def test_presets_fill_every_open_option():
         full = config.filled(config.SftOptions(), has_gpu)
         for part in (full.model, full.corpus, full.lora, full.train):
             empty = [f.name for f in dataclasses.fields(part) if getattr(part, f.name) is None]
-            assert empty in ([], ["push_to_hub"])
+            assert empty in ([], ["hub_repo_id"])
         assert full.model.preset == ("orpheus-3b" if has_gpu else "tiny")
-        assert full.train.push_to_hub is None  # nothing is uploaded unless asked
+        assert full.train.push_to_hub is False  # nothing is uploaded unless asked
     gpu = config.filled(config.SftOptions(), True)
-    assert (gpu.corpus.dataset, gpu.lora.r, gpu.lora.alpha) == ("MrDragonFox/Elise", 64, 64)
+    assert (gpu.corpus.dataset, gpu.lora.r, gpu.lora.lora_alpha) == ("MrDragonFox/Elise", 64, 64)
     assert (gpu.train.batch_size, gpu.train.gradient_accumulation, gpu.train.learning_rate) == (1, 4, 2e-4)
     assert gpu.model.load_in_4bit and gpu.train.seed == 3407
 
@@ -190,7 +190,7 @@ def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
     )
     script = ROOT / "orpheus_sft_unsloth.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--model.backend", "unsloth", "--model.base", str(base_dir)],
+        [sys.executable, str(script), "--backend", "unsloth", "--base", str(base_dir)],
         cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert "LOADED 2048 torch.float32 True" in done.stdout, done.stderr

@@ -147,7 +147,7 @@ def test_hub_failure_says_which_why_and_what_to_do(error, reason, run, monkeypat
     with pytest.raises(UserError) as caught:
         run(HUB_CORPUS)
     message = str(caught.value)
-    remedies = ("local folder", "Etherll/kaira", "--model.preset tiny", "data/corpus")
+    remedies = ("local folder", "Etherll/kaira", "--preset tiny", "data/corpus")
     for part in (HUB_CORPUS, reason, "April 2026", *remedies):
         assert part in message
     assert "\n" not in message and len(message) < 500

@@ -122,7 +122,7 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(lively_base, corpus, tmp_p
     assert summary.interrupted and summary.steps == 4
     assert (tmp_path / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists()
     monkeypatch.undo()
-    with pytest.raises(UserError, match="unfinished training.*checkpoint-4.*--train.resume"):
+    with pytest.raises(UserError, match="unfinished training.*checkpoint-4.*--resume"):
         train(adapter(lively_base), corpus, corpus.select([]), OPTIONS, tmp_path, IDENTITY)
     resume = replace(OPTIONS, resume=True)
     with pytest.raises(UserError, match="can't resume.*data was x, is y"):
@@ -269,5 +269,5 @@ def test_a_full_disk_is_one_clear_line(lively_base, corpus, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(SFTTrainer, "_save_checkpoint", full)
-    with pytest.raises(UserError, match="can't write its files to .*No space left.*--train.resume"):
+    with pytest.raises(UserError, match="can't write its files to .*No space left.*--resume"):
         train(adapter(lively_base), corpus, corpus.select([]), replace(OPTIONS, save_every=2), tmp_path, IDENTITY)

@@ -34,5 +34,5 @@ def check_length(prompt: Sequence[int], max_new_tokens: int, context_length: int
         raise UserError(
             f"the prompt has {len(prompt)} tokens and up to {max_new_tokens} tokens of speech may follow, "
             f"more than the model's context of {context_length}: shorten the text, or lower "
-            "--sampling.max-new-tokens"
+            "--max-new-tokens"
         )
