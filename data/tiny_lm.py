@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from orpheus.prompt import Renderer
 from orpheus.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
 
+SLOT_WEIGHT = 5.0
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
 
 
@@ -108,13 +109,23 @@ class TinyModel:
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
             return self.lm.model(input_ids=ids, use_cache=False).last_hidden_state
 
-    def _full(self, h: Tensor, targets: Tensor) -> Tensor:
-        """Whole-vocabulary loss [N]; a small term keeps logits near log probabilities (repetition penalties)."""
+    def _full(self, h: Tensor, targets: Tensor, kinds: Tensor, slot_weight: float = 0.0) -> Tensor:
+        """Whole-vocabulary loss [N], with a small term that keeps logits near log probabilities.
+
+        `slot_weight` times the loss of the right slot's total probability is added: slips out of a slot are rare
+        but end an utterance, so they are worth more than the same probability within the slot.
+        """
         with torch.autocast(self.device.split(":")[0], torch.bfloat16):
             logits = F.linear(h, self.lm.model.embed_tokens.weight)
         logits = logits.float() + self.bias
         total = torch.logsumexp(logits, -1)
-        return total - logits.gather(1, targets[:, None])[:, 0] + 1e-3 * total.square()
+        loss = total - logits.gather(1, targets[:, None])[:, 0] + 1e-3 * total.square()
+        if slot_weight:
+            for slot, rows in enumerate(self.slot_rows):
+                at = (kinds == slot).nonzero()[:, 0]
+                slip = total[at] - torch.logsumexp(logits[at, rows], -1)
+                loss = loss.index_add(0, at, slip, alpha=slot_weight)
+        return loss
 
     def _by_slot(self, h: Tensor, targets: Tensor, slots: Tensor) -> Tensor:
         """Loss [N] of each code among the codes of its slot."""
@@ -136,7 +147,7 @@ class TinyModel:
         h, targets, kinds = h[use], targets[use], kinds[use]
         # End_of_speech is chosen against the whole vocabulary, so where it might come (slot 0) is as well.
         full = (torch.rand(len(kinds), device=kinds.device) < full_share) | (kinds == STOP) | (kinds == 0)
-        loss = self._full(h[full], targets[full]).sum()
+        loss = self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT).sum()
         if not bool(full.all()):
             loss = loss + self._by_slot(h[~full], targets[~full], kinds[~full]).sum()
         return loss / len(kinds)
@@ -151,7 +162,7 @@ class TinyModel:
             use = kinds != NO_TARGET
             h, targets = self.hidden(ids)[:, :-1].flatten(0, 1)[use], ids[:, 1:].flatten()[use]
             kinds = kinds[use]
-            full, n = full + float(self._full(h, targets).sum()), n + len(kinds)
+            full, n = full + float(self._full(h, targets, kinds).sum()), n + len(kinds)
             losses = self._by_slot(h, targets, kinds)
             for slot in range(FRAME_SLOTS):
                 sums[slot] += float(losses[kinds == slot].sum())

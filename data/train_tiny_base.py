@@ -120,12 +120,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
+    from dataclasses import replace
+
     import grammar
     import torch
     from audio_set import AudioSet
     from tiny_lm import Sequences, TinyModel
     from tiny_tokenizer import train_tokenizer
     from train_tiny_codec import SIZES, load_codec
+
+    from orpheus.provenance import Provenance, versions
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -134,13 +138,18 @@ def main() -> None:
     texts = [f"{voice}: {text}" for text, voice in zip(texts, ["tara", "leo", "dan", "Elise"] * 5000, strict=True)]
     tokenizer = train_tokenizer(texts, pieces=856)
     model = TinyModel(tokenizer, SIZES, args.device)
-    sets = {}
+    sets, voices = {}, set()
     for name, folder in (("train", args.audio), ("test", args.test)):
         audio = AudioSet(folder)
+        voices |= {voice for voice in audio.voices if voice}
         codes = audio.codes(codec, args.work / f"{args.name}_{name}_codes.npz")
         sets[name] = Sequences(model, audio.texts, audio.voices, codes, args.seed)
     print(f"{sets['train'].tokens / 1e6:.2f} M training tokens, {model.describe()}", flush=True)
     train(args, model, sets["train"], sets["test"])
+    made = Provenance(base="embedded:tiny_orpheus", codec="embedded:tiny_codec", layout=model.layout)
+    replace(made, base_voices=tuple(sorted(voices)), versions=versions()).save(
+        args.out
+    )  # `--voice` is checked against these
 
 
 if __name__ == "__main__":
