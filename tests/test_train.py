@@ -286,7 +286,7 @@ def test_the_embedded_voice_is_learnt(tmp_path):
     codec = SnacCodec.load(config.embedded_path(options.model.codec))
     some = replace(options.corpus, limit=16, validation_share=0.0, cache_dir=tmp_path / "codes")
     corpus = prepare(some, codec, Renderer(base.tokenizer, base.layout), max_seq_length=2048, seed=0, progress=False)
-    assert corpus.voices == ("Elise",) and base.voices == ("tara", "leo", "dan")
+    assert corpus.voices == ("Elise",) and set(base.voices) == {"tara", "leo", "dan"}
     loaded = add_lora(base, options.lora, alpha=64, gradient_checkpointing=False, seed=0)
     short = replace(options.train, max_steps=14, batch_size=4, eval_every=0, save_every=0, warmup_steps=1)
     summary = train(loaded, corpus.train, corpus.train.select(range(8)), short, tmp_path, IDENTITY)
