@@ -19,6 +19,7 @@ from orpheus.prompt import Renderer
 from orpheus.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
 
 SLOT_WEIGHT = 5.0
+WIDTH_STEP = 32  # batches are padded to multiples of it: few shapes for the compiler
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
 
 
@@ -94,6 +95,11 @@ class TinyModel:
         """Sizes, for the log."""
         total = sum(p.numel() for p in self.lm.parameters())
         return f"{total / 1e6:.2f} M parameters in training, {self.never + 1} of {self.config.vocab_size} rows"
+
+    def compile(self) -> None:
+        """Compile the layers: 1.7 times the tokens a second on a CPU, after half a minute (needs a C++ compiler)."""
+        for layer in self.lm.model.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
 
     def optimisers(self, lr: float) -> list[torch.optim.Optimizer]:
         """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
@@ -231,7 +237,7 @@ class Sequences:
         if shuffle:
             self.rng.shuffle(groups)
         for group in groups:
-            width = max(lengths[i] for i in group)
+            width = -(-max(lengths[i] for i in group) // WIDTH_STEP) * WIDTH_STEP
             ids = np.full((len(group), width), self.pad, np.int64)
             slots = np.full((len(group), width - 1), NO_TARGET, np.int64)
             for b, i in enumerate(group):

@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--full-share", type=float, default=0.1, help="positions with whole-vocabulary loss at first")
     parser.add_argument("--full-part", type=float, default=0.4, help="last part of the training, with all of them")
     parser.add_argument("--save-every", type=float, default=5, help="minutes between held-out losses and saves")
+    parser.add_argument("--compile", action="store_true", help="compile the layers (needs a C++ compiler)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -144,6 +145,8 @@ def main() -> None:
         voices |= {voice for voice in audio.voices if voice}
         codes = audio.codes(codec, args.work / f"{args.name}_{name}_codes.npz")
         sets[name] = Sequences(model, audio.texts, audio.voices, codes, args.seed)
+    if args.compile:
+        model.compile()
     print(f"{sets['train'].tokens / 1e6:.2f} M training tokens, {model.describe()}", flush=True)
     train(args, model, sets["train"], sets["test"])
     made = Provenance(base="embedded:tiny_orpheus", codec="embedded:tiny_codec", layout=model.layout)

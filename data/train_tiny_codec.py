@@ -117,8 +117,10 @@ def load_codec(path: Path) -> torch.nn.Module:
     from snac import SNAC
 
     model = SNAC(**CONFIG)
-    state = load_file(path / "model.safetensors") if path.is_dir() else torch.load(path, weights_only=True)
-    model.load_state_dict(state)
+    if path.is_dir():
+        model.load_state_dict(load_file(path / "model.safetensors"))
+    else:
+        model.load_state_dict(torch.load(path, weights_only=True), strict=False)  # without a decoder yet
     return model
 
 
@@ -151,7 +153,8 @@ def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
     model.half().float()  # what float16 on disk will hold: the codes must not change when the codec is saved
     z = audio.latents(model.encoder.eval(), seconds=3600)
     print("relative error left after each level", fit_codebooks(model.quantizer, z, SIZES), flush=True)
-    torch.save(model.half().state_dict(), args.work / "fixed_codes.pt")
+    state = {name: value for name, value in model.half().state_dict().items() if not name.startswith("decoder.")}
+    torch.save(state, args.work / "fixed_codes.pt")
 
 
 def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
