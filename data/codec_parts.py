@@ -11,8 +11,8 @@ CONFIG = {
     "sampling_rate": 24000,
     "encoder_dim": 8,
     "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 256,
-    "decoder_rates": [8, 8, 4, 2],
+    "decoder_dim": 320,
+    "decoder_rates": [8, 2, 2, 16],
     "attn_window_size": None,
     "codebook_size": 4096,
     "codebook_dim": 8,
@@ -22,7 +22,8 @@ CONFIG = {
 }
 HOP = 512
 FRAME = 2048  # samples of one frame: seven codes
-FLOOR = 3e-3  # magnitudes below it are silence for the losses
+FLOOR = 1e-5  # of the window's length: a mean magnitude below it, 68 dB under a tone of 0.1, counts as silence
+FINE_MELS = 48  # bands of the short windows that the encoder's teacher predicts
 
 
 class LogMel(nn.Module):
@@ -33,12 +34,14 @@ class LogMel(nn.Module):
         self.n_fft, self.hop = n_fft, hop
         self.register_buffer("window", torch.hann_window(n_fft))
         filters = librosa.filters.mel(sr=24000, n_fft=n_fft, n_mels=mels, fmin=0, fmax=None)
-        self.register_buffer("filters", torch.tensor(filters))
+        # Each band is a mean: librosa's own norm makes high bands small, and the floor then hides the fricatives.
+        self.register_buffer("filters", torch.tensor(filters / filters.sum(1, keepdims=True)))
+        self.floor = FLOOR * n_fft
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s = torch.stft(x, self.n_fft, self.hop, self.n_fft, self.window, pad_mode="reflect", return_complex=True)
         magnitude = (s.real.square() + s.imag.square() + 1e-9).sqrt()
-        return magnitude, (self.filters @ magnitude).clamp(min=FLOOR).log10()
+        return magnitude, (self.filters @ magnitude).clamp(min=self.floor).log10()
 
 
 class SpectralLoss(nn.Module):
@@ -46,7 +49,7 @@ class SpectralLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = [(2048, 512, 100), (1024, 256, 80), (512, 128, 64), (256, 64, 32), (128, 32, 16)]
+        sizes = [(2048, 512, 100), (1024, 256, 80), (512, 128, 48), (256, 64, 24), (128, 32, 12)]
         self.scales = nn.ModuleList(LogMel(*size) for size in sizes)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
@@ -65,10 +68,10 @@ class MelHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int = 320) -> None:
         super().__init__()
-        self.coarse, self.fine = LogMel(2048, HOP, 128), LogMel(512, HOP // 4, 64)
+        self.coarse, self.fine = LogMel(2048, HOP, 128), LogMel(512, HOP // 4, FINE_MELS)
         self.a = nn.Conv1d(channels, hidden, 5, padding=2)
         self.b = nn.Conv1d(hidden, hidden, 3, padding=1)
-        self.c = nn.Conv1d(hidden, 128 + 4 * 64, 1)
+        self.c = nn.Conv1d(hidden, 128 + 4 * FINE_MELS, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = F.gelu(self.a(z))
@@ -76,12 +79,12 @@ class MelHead(nn.Module):
 
     @torch.no_grad()
     def target(self, x: Tensor) -> Tensor:
-        """[B, 384, hops] of [B, N] audio: one long window and four short ones for each hop."""
+        """[B, 128 + 4 * FINE_MELS, hops] of [B, N] audio: one long window and four short ones for each hop."""
         hops = x.shape[-1] // HOP
         coarse = self.coarse(x)[1][..., : hops + 1]
         coarse = (coarse[..., :-1] + coarse[..., 1:]) / 2
-        fine = self.fine(x)[1][..., : 4 * hops].reshape(len(x), 64, hops, 4)
-        return torch.cat([coarse, fine.permute(0, 1, 3, 2).reshape(len(x), 256, hops)], 1)
+        fine = self.fine(x)[1][..., : 4 * hops].reshape(len(x), FINE_MELS, hops, 4)
+        return torch.cat([coarse, fine.permute(0, 1, 3, 2).reshape(len(x), 4 * FINE_MELS, hops)], 1)
 
 
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:
@@ -129,6 +132,8 @@ class Quantiser:
                 e = e + (quantised - e).detach()
             o = q.out_proj(e)
             out = out + (o.repeat_interleave(q.stride, -1) if q.stride > 1 else o)
+            if self.on:  # each level must approach the latents themselves, or the next has no smaller rest to code
+                loss = loss + 0.1 * (F.mse_loss(out, z.detach()) + F.mse_loss(z, out.detach())) / z.detach().var()
         return out, loss
 
     @torch.no_grad()
