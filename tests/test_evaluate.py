@@ -198,9 +198,9 @@ def program(spoken, tmp_path, monkeypatch):
     return run
 
 
-def test_json_is_one_object_and_nothing_else(program, monkeypatch, capsys, caplog):
+def test_json_is_one_object_and_nothing_else(program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "find_recogniser", lambda name: Parrot())
-    program(json=True, domain="embedded:corpus")
+    program(json=True, domain=str(tmp_path / "clips"))
     text = capsys.readouterr().out
     plain = json.loads(text)
     assert text.count("\n") == 1
