@@ -17,16 +17,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from orpheus.cli import run
-from orpheus.config import DEFAULT_PROMPTS, PresetName, SamplingOptions, resolve_preset
+from orpheus.config import DEFAULT_PROMPTS, RecogniserName, SamplingOptions, VoiceOptions
 from orpheus.errors import UserError
 
 if TYPE_CHECKING:
-    from orpheus.inference import OrpheusInference
+    from orpheus.inference import OrpheusInference as OrpheusInference
 
 
 def __getattr__(name: str) -> Any:
@@ -48,24 +48,15 @@ class SpeakOptions:
     """Speak each line of this UTF-8 text file."""
     voice: str | None = None
     """Voice for 'voice: text' prompts. Default: the one the adapter was trained on."""
-    adapter: str | None = "lora_model"
-    """Folder of the trained adapter; None speaks with the base model alone."""
-    preset: PresetName = "auto"
-    """Where base and codec come from when there is no adapter: orpheus-3b (hub, GPU), tiny (embedded), auto."""
-    base: str | None = None
-    """Base model: hub id or folder. Default: the one the adapter was trained on."""
-    codec: str | None = None
-    """SNAC codec: hub id or folder. Default: the one the adapter was trained with."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    load_in_4bit: Literal["auto", "yes", "no"] = "auto"
-    """Quantise the base to 4 bit; auto: on a GPU with less than 12 GiB free."""
     out: Path = Path("generated_audio")
     """Folder for output_0.wav, output_1.wav, ..."""
     overwrite: bool = False
     """Start at output_0.wav again instead of numbering on after the files that exist."""
     batch_size: int = 8
     """Prompts spoken at once."""
+    transcribe: RecogniserName = "none"
+    """Print what a speech recogniser hears; auto: if one is installed (pip install pocketsphinx)."""
+    model: VoiceOptions = field(default_factory=VoiceOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
 
@@ -85,32 +76,24 @@ def read_prompts(options: SpeakOptions) -> list[str]:
     return texts or list(DEFAULT_PROMPTS)
 
 
-def load(options: SpeakOptions) -> OrpheusInference:
-    """The voice that the options describe."""
-    from orpheus.inference import OrpheusInference
-    from orpheus.model import has_gpu
-
-    base, codec = options.base, options.codec
-    if options.adapter is None:
-        preset = resolve_preset(options.preset, has_gpu())
-        base, codec = base or preset.base, codec or preset.codec
-        print(f"preset {preset.name}: base {base}, codec {codec}, no adapter")
-    wish = {"auto": "auto", "yes": True, "no": False}[options.load_in_4bit]
-    return OrpheusInference(options.adapter, base, codec, device=options.device, load_in_4bit=wish)
-
-
 def main(options: SpeakOptions) -> None:
     """Load the voice once, speak batch by batch, say what was written."""
     texts = read_prompts(options)
     if options.batch_size < 1:
         raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
-    tts = load(options)
+    from orpheus.inference import load_voice
+    from orpheus.recognise import find_recogniser
+
+    recogniser = find_recogniser(options.transcribe)
+    tts = load_voice(options.model)
     for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
                                            batch_size=options.batch_size, overwrite=options.overwrite):  # fmt: skip
         print(
             f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
             f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}"
         )
+        if recogniser:
+            print(f"    recognised by {recogniser.name}: {recogniser.transcribe(speech.samples)}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,13 @@ def main(options: SftOptions) -> None:
         del model, base, codec
         free_memory()
         speak = [sys.executable, str(Path(__file__).with_name("inference.py")), "--adapter", str(options.output_dir)]
-        speak += ["--out", str(options.samples_dir), *(["--overwrite"] if options.overwrite_samples else [])]
+        speak += [
+            "--transcribe",
+            "auto",
+            "--out",
+            str(options.samples_dir),
+            *(["--overwrite"] if options.overwrite_samples else []),
+        ]
         speak += ["--voice", corpus.voices[0]] if corpus.voices else []
         speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
         if subprocess.run(speak, check=False).returncode != 0:

@@ -1,13 +1,14 @@
-"""Make the embedded LoRA corpus, or the training audio of the tiny codec and the tiny base model.
+"""Make the embedded LoRA and test corpora, or the training audio of the tiny codec and the tiny base model.
 
-    python data/make_corpus.py lora                                  # data/corpus: 120 tagged clips of a new voice
+    python data/make_corpus.py lora                                  # data/corpus: 110 tagged clips of a new voice
+    python data/make_corpus.py test                                  # data/test_corpus: 48 held-out clips, 4 voices
     python data/make_corpus.py base  --hours 12 --out work/base      # voices tara, leo, dan and unnamed speakers
     python data/make_corpus.py codec --hours 2  --out work/codec     # the same plus the new voice and nonsense words
 
-Needs flite (`apt install flite`); the same options give the same texts and the same audio. The embedded corpus is
+Needs flite (`apt install flite`); the same options give the same texts and the same audio. The embedded corpora are
 in Elise's schema: clips/*.flac and metadata.csv with file_name, text, source. The other two are one file of 16-bit
-samples, audio.i16, and index.csv with start, stop, voice, text; sentences held out by `grammar.is_held_out` are
-never in them (add --held-out to make the test sets).
+samples, audio.i16, and index.csv with start, stop, voice, text. Sentences held out by `grammar.is_held_out` are in
+the test corpus alone (add --held-out to make larger test sets).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -122,43 +125,80 @@ def lora_texts(count: int, seed: int) -> list[str]:
     return texts
 
 
-def make_lora_corpus(args: argparse.Namespace) -> None:
-    """Write clips/NNNN.flac and metadata.csv."""
+def heldout_rows(per_voice: int, seed: int) -> list[tuple[str, str]]:
+    """(text, voice) of the test corpus: held-out sentences, none twice, the voices in turn.
+
+    Every second round of the voices carries tags, each voice another one and another one the next time, so the four
+    tags come equally often: the first eight clips, and each eight after them, hold all voices and all tags.
+    """
+    import synth
+
+    rng = random.Random(seed)
+    rows: list[tuple[str, str]] = []
+    found: set[str] = set()
+    while len(rows) < per_voice * len(synth.VOICES):
+        text = grammar.sentence(rng)
+        if not grammar.is_held_out(text) or grammar.spoken_words(text) in found:
+            continue
+        found.add(grammar.spoken_words(text))
+        turn, voice = divmod(len(rows), len(synth.VOICES))
+        if turn % 2:
+            text = grammar.insert_tag(rng, text, grammar.TAGS[(turn // 2 + voice) % len(grammar.TAGS)])
+        rows.append((text, list(synth.VOICES)[voice]))
+    return rows
+
+
+def round_to_bits(samples: np.ndarray, bits: int) -> np.ndarray:
+    """16-bit samples with the last 16 - `bits` bits zero: FLAC leaves those out, about 1.5 KB a second for each."""
+    step = 1 << (16 - bits)
+    rounded = (samples.astype(np.int32) + step // 2) // step * step
+    return np.minimum(rounded, 32768 - step).astype(np.int16)
+
+
+def make_corpus(out: Path, rows: list[tuple[str, str]], seed: int, bits: int) -> None:
+    """Speak the `rows` (text, voice); write clips/NNNN.flac and metadata.csv."""
     import soundfile as sf
     import synth
 
-    clips: Path = args.out / "clips"
+    clips = out / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     seconds = 0.0
-    with open(args.out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["file_name", "text", "source"])
-        for number, text in enumerate(lora_texts(args.clips, args.seed), 1):
-            audio = synth.to_int16(synth.utter(text, synth.VOICES["Elise"], seed=args.seed + number))
-            audio = (audio + 8) // 16 * 16  # 12 significant bits (57 dB below the speech): FLAC files half as large
+    with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file_name", "text", "source"])
+        for number, (text, voice) in enumerate(rows, 1):
+            audio = synth.to_int16(synth.utter(text, synth.VOICES[voice], seed=seed + number))
             name = f"clips/{number:04d}.flac"
-            sf.write(args.out / name, audio, 24_000, subtype="PCM_16", compression_level=1.0)
-            rows.writerow([name, text, "Elise"])
+            sf.write(out / name, round_to_bits(audio, bits), 24_000, subtype="PCM_16", compression_level=1.0)
+            table.writerow([name, text, voice])
             seconds += len(audio) / 24_000
     size = sum(path.stat().st_size for path in clips.iterdir())
-    print(f"{args.clips} clips, {seconds:.0f} s, {size / 1e6:.2f} MB in {args.out}")
+    print(f"{len(rows)} clips, {seconds:.0f} s, {size / 1e6:.2f} MB in {out}")
 
 
 def main() -> None:
     """Parse the command line and make what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["lora", "base", "codec"])
-    parser.add_argument("--out", type=Path, help="folder to write (default for lora: data/corpus)")
-    parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--clips", type=int, default=120, help="clips of the LoRA corpus")
+    parser.add_argument("kind", choices=["lora", "test", "base", "codec"])
+    parser.add_argument(
+        "--out", type=Path, help="folder to write (default: data/corpus for lora, data/test_corpus for test)"
+    )
+    parser.add_argument("--seed", type=int, help="default: 3407, for test 4711")
+    parser.add_argument("--clips", type=int, help="clips of the LoRA corpus (default 110), or of each test voice (12)")
+    parser.add_argument("--bits", type=int, help="significant bits of a sample in these two (default 10, for test 9)")
     parser.add_argument("--hours", type=float, default=1.0, help="hours of the base or codec set")
     parser.add_argument("--tags", type=float, default=0.5, help="share of base or codec sentences with a tag")
     parser.add_argument("--held-out", action="store_true", help="make a test set from the held-out sentences")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
+    if args.seed is None:
+        args.seed = 4711 if args.kind == "test" else 3407
     if args.kind == "lora":
-        args.out = args.out or HERE / "corpus"
-        make_lora_corpus(args)
+        rows = [(text, "Elise") for text in lora_texts(args.clips or 110, args.seed)]
+        make_corpus(args.out or HERE / "corpus", rows, args.seed, args.bits or 10)
+    elif args.kind == "test":
+        rows = heldout_rows(args.clips or 12, args.seed)
+        make_corpus(args.out or HERE / "test_corpus", rows, args.seed, args.bits or 9)
     elif args.out is None:
         parser.error(f"{args.kind} needs --out")
     else:

@@ -90,6 +90,7 @@ PRESETS = {
     ),
 }
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
+RecogniserName = Literal["auto", "pocketsphinx", "none"]
 
 
 def embedded_path(name: str) -> str:
@@ -274,6 +275,24 @@ def filled(options: SftOptions, has_gpu: bool) -> SftOptions:
 
 
 @dataclass(frozen=True)
+class VoiceOptions:
+    """Whose voice speaks: base, adapter, codec, and where they run."""
+
+    adapter: str | None = "lora_model"
+    """Folder of the trained adapter; None speaks with the base model alone."""
+    preset: PresetName = "auto"
+    """Where base and codec come from when there is no adapter: orpheus-3b (hub, GPU), tiny (embedded), auto."""
+    base: str | None = None
+    """Base model: hub id or folder. Default: the one the adapter was trained on."""
+    codec: str | None = None
+    """SNAC codec: hub id or folder. Default: the one the adapter was trained with."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    load_in_4bit: Literal["auto", "yes", "no"] = "auto"
+    """Quantise the base to 4 bit; auto: on a GPU with less than 12 GiB free."""
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are drawn. The defaults are Canopy's and Unsloth's; below 1.1 repetition penalty speech can loop."""
 
@@ -286,7 +305,7 @@ class SamplingOptions:
     max_new_tokens: int = 1200
     """Upper bound per utterance; 1200 tokens are 14.6 s."""
     seed: int | None = None
-    """Same seed, same audio. Default: a fresh one, which is printed and saved."""
+    """Same seed, same audio; None: a fresh one, which is printed and saved."""
 
     def __post_init__(self) -> None:
         check_ranges(

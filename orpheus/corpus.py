@@ -65,7 +65,7 @@ class Clip:
     findings: tuple[str, ...] = ()  # what is not quite right with the recording, as 'clipped: ...'
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """A clip can't be used: why in a word or two, and what was found."""
 
     def __init__(self, reason: str, detail: object) -> None:
@@ -157,8 +157,8 @@ def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max
         encoder = _Encoder(codec, Path(options.cache_dir), shown)
         for record in source.records():
             try:
-                clip, samples = _check(record, codec, renderer, options.min_seconds, max_seq_length)
-            except _Unfit as unfit:
+                clip, samples = check_record(record, codec, renderer, options.min_seconds, max_seq_length)
+            except Unfit as unfit:
                 rejections.append(Rejection(record.name, unfit.reason, str(unfit)))
                 shown.add(0.0)
                 continue
@@ -190,27 +190,27 @@ def _check_options(options: CorpusOptions) -> None:
             raise UserError(f"{name} is {getattr(options, name)}, expected {expected}")
 
 
-def _check(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float,
-           max_seq_length: int) -> tuple[Clip, np.ndarray]:  # fmt: skip
-    """The clip and its samples, float32 [N] at 24 kHz, or _Unfit."""
+def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float,
+                 max_seq_length: float) -> tuple[Clip, np.ndarray]:  # fmt: skip
+    """The clip and its samples, float32 [N] at 24 kHz; raises Unfit."""
     text, voice = _text(record.text), _voice(record.voice)
     try:
         overhead = len(renderer.example(text, Codes.concatenate([]), voice).input_ids)
     except UserError as error:  # a control token written out in the text
-        raise _Unfit("bad text", error) from error
+        raise Unfit("bad text", error) from error
     try:
         samples = record.samples()
         findings = audio.check(samples, min_s=min_seconds, name=record.name)
     except audio.AudioProblem as problem:
-        raise _Unfit("unreadable" if problem.reason == "missing" else problem.reason, problem) from problem
+        raise Unfit("unreadable" if problem.reason == "missing" else problem.reason, problem) from problem
     except UserError as error:
-        raise _Unfit("unreadable", error) from error
+        raise Unfit("unreadable", error) from error
     seconds = len(samples) / audio.SAMPLE_RATE_HZ
     tokens = overhead + FRAME_SLOTS * _frames(samples, codec)
     if tokens > max_seq_length:
         room_s = (max_seq_length - overhead) // FRAME_SLOTS * codec.samples_per_frame / audio.SAMPLE_RATE_HZ
         room = f"{max_seq_length} hold {max(room_s, 0):.1f} s with this text"
-        raise _Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
+        raise Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
     loudness_db = 10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))))
     key = hashlib.sha256(samples.astype("<f4").tobytes()).hexdigest()
     return Clip(record.name, text, voice, seconds, tokens, loudness_db, key, tuple(map(str, findings))), samples
@@ -226,7 +226,7 @@ def _missing(cell: Any) -> bool:
 
 def _text(cell: Any) -> str:
     if _missing(cell):
-        raise _Unfit("no text", "the transcript is missing")
+        raise Unfit("no text", "the transcript is missing")
     try:
         return check_text(cell)
     except UserError as error:
@@ -234,7 +234,7 @@ def _text(cell: Any) -> str:
         with contextlib.suppress(UserError):
             check_text(re.sub("[<>]", " ", cell) if isinstance(cell, str) else None)
             reason = "bad tag"  # nothing else is wrong with it
-        raise _Unfit(reason, error) from error
+        raise Unfit(reason, error) from error
 
 
 def _voice(cell: Any) -> str | None:
@@ -243,7 +243,7 @@ def _voice(cell: Any) -> str | None:
     try:
         return check_voice(str(cell).strip(), ())
     except UserError as error:
-        raise _Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
+        raise Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
 
 
 class _Encoder:

@@ -17,10 +17,10 @@ import numpy as np
 from orpheus.adapter import adapter_folder, attach_adapter, merge
 from orpheus.audio import SAMPLE_RATE_HZ
 from orpheus.codec import SnacCodec
-from orpheus.config import SamplingOptions, as_dict
+from orpheus.config import SamplingOptions, VoiceOptions, as_dict, resolve_preset
 from orpheus.engines.base import Engine
 from orpheus.errors import UserError
-from orpheus.model import LoadedModel, load_base, pick_4bit, pick_device
+from orpheus.model import LoadedModel, has_gpu, load_base, pick_4bit, pick_device
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
 from orpheus.provenance import Provenance, versions
 from orpheus.speech import Speech, Timings
@@ -32,7 +32,16 @@ FADE_S = 0.005  # takes the click off a cut, and is too short to hear
 
 
 class NoSpeech(UserError):
-    """The model produced not one whole frame for a text. There is nothing to play, and nothing is made up."""
+    """The model produced not one whole frame for a text. There is nothing to play, and nothing is made up.
+
+    Of a single text it knows what a `Speech` knows: index, seed, why it ended, and after how many tokens.
+    """
+
+    def __init__(self, message: str, *, index: int = 0, seed: int = 0, finish_reason: str = "",
+                 finish_detail: str = "", tokens: int = 0) -> None:  # fmt: skip
+        super().__init__(message)
+        self.index, self.seed, self.tokens = index, seed, tokens
+        self.finish_reason, self.finish_detail = finish_reason, finish_detail
 
 
 class OrpheusInference:
@@ -185,6 +194,17 @@ class OrpheusInference:
             elif isinstance(item, NoSpeech):
                 raise item
 
+    def attempt(self, texts: Sequence[str], voice: str | None = None,
+                sampling: SamplingOptions | None = None) -> list[Speech | NoSpeech]:  # fmt: skip
+        """Speak texts as one batch; for each, in order, its Speech or the NoSpeech that says why there is none.
+
+        For measuring a model: what `generate` raises is part of the result here. UserError: bad text or voice.
+        """
+        sampling = sampling or SamplingOptions()
+        rows = self._rows(texts, voice, sampling)
+        ended = [item for item in self._stream(rows, sampling) if not isinstance(item, np.ndarray)]
+        return sorted(ended, key=lambda item: item.index)
+
     def _speak(self, rows: Sequence[_Row], sampling: SamplingOptions, batch_size: int) -> Iterator[Speech]:
         """Each row's Speech as it is finished; NoSpeech at the end if there were silent ones."""
         silent: list[str] = []
@@ -235,6 +255,18 @@ class OrpheusInference:
                 yield from row.finish(sampling)
 
 
+def load_voice(options: VoiceOptions) -> OrpheusInference:
+    """The voice that the options describe; a log line names the preset where there is no adapter."""
+    base, codec = options.base, options.codec
+    if options.adapter is None:
+        preset = resolve_preset(options.preset, has_gpu())
+        base, codec = base or preset.base, codec or preset.codec
+        log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
+    wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
+    return OrpheusInference(options.adapter, base, codec, device=options.device,
+                            load_in_4bit=wish[options.load_in_4bit])  # fmt: skip
+
+
 class _Row:
     """One utterance under way: ids in, chunks out."""
 
@@ -272,7 +304,12 @@ class _Row:
         if not self.codes:
             yield NoSpeech(
                 f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
-                "seed, or check that base and adapter belong together"
+                "seed, or check that base and adapter belong together",
+                index=self.index,
+                seed=self.seed,
+                finish_reason=reason,
+                finish_detail=str(stop),
+                tokens=self.tokens,
             )
             return
         last = self.decoder.finish()

@@ -158,6 +158,16 @@ def load_base(
     )
 
 
+def load_tokenizer(base: str) -> Any:
+    """The tokenizer of a base model (hub id or folder) without its weights. UserError if it can't be had."""
+    from transformers import AutoTokenizer
+
+    source = str(local_folder(base, "base model") or base)
+    return fetch(
+        "base model", base, lambda: AutoTokenizer.from_pretrained(source), "use the embedded one: --preset tiny"
+    )
+
+
 def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

@@ -92,8 +92,9 @@ def test_from_recordings_to_an_adapter(small, tmp_path):
 def test_speaking_from_arguments_file_and_stdin(tmp_path):
     (tmp_path / "lines.txt").write_text("Good morning.\n\nIt is a sunny day.\n", encoding="utf-8")
     done = run(SPEAK, "Hello there.", "-", "--file", "lines.txt", "--adapter", "None", "--preset", "tiny", "--voice",
-               "tara", "--seed", 7, "--max-new-tokens", 140, "--out", "wavs", cwd=tmp_path,
+               "tara", "--seed", 7, "--max-new-tokens", 140, "--out", "wavs", "--transcribe", "auto", cwd=tmp_path,
                stdin="How are you?\n")  # fmt: skip
+    assert done.stdout.count("recognised by pocketsphinx") == 4
     wavs = sorted((tmp_path / "wavs").glob("*.wav"))
     assert [w.name for w in wavs] == [f"output_{i}.wav" for i in range(4)]
     for path in wavs:

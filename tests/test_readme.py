@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from inference import SpeakOptions
 from orpheus import audio, codec, config, tokens
+from orpheus.__main__ import VERBS, load
 from orpheus.cli import parse
 from orpheus.config import CorpusOptions, SftOptions, filled
 from orpheus.prompt import TAGS_BY_LANGUAGE, Renderer
@@ -35,7 +36,8 @@ from tests.voices import some_codes
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS: dict[str, Any] = {"orpheus_sft_unsloth.py": SftOptions, "inference.py": SpeakOptions}
-SOURCES = [*(ROOT / name for name in PROGRAMS), *sorted((ROOT / "orpheus").rglob("*.py"))]
+PROGRAMS |= {f"-m orpheus {verb}": load(verb)[1] for verb in VERBS if verb not in ("train", "speak")}
+SOURCES = [*ROOT.glob("*.py"), *sorted((ROOT / "orpheus").rglob("*.py"))]
 SOURCE_TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
 
 
@@ -97,15 +99,14 @@ def commands() -> Iterator[list[str]]:
 
 
 COMMANDS = [command for command in commands() if command]
-PYTHON_COMMANDS = [command[1:] for command in COMMANDS if Path(command[0]).name == "python"]
+PYTHON_COMMANDS = [[" ".join(c[1:4]), *c[4:]] if c[1] == "-m" else c[1:] for c in COMMANDS if c[0] == "python"]
 
 
 @pytest.fixture(scope="module")
 def help_texts() -> dict[str, str]:
     texts = {}
     for program in PROGRAMS:
-        command = [sys.executable, program, "--help"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([sys.executable, *program.split(), "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         texts[program] = done.stdout
     return texts
@@ -280,7 +281,7 @@ def test_reasons_for_leaving_a_clip_out():
     tree = ast.parse((ROOT / "orpheus" / "corpus.py").read_text(encoding="utf-8"))
     reasons = set(get_args(audio.Reason)) - {"missing"}  # counted as unreadable
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_Unfit":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Unfit":
             reasons |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
         if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["reason"]:
             reasons |= {node.value.value} if isinstance(node.value, ast.Constant) else set()
