@@ -116,11 +116,12 @@ def load_codec(path: Path) -> torch.nn.Module:
     from safetensors.torch import load_file
     from snac import SNAC
 
-    model = SNAC(**CONFIG)
     if path.is_dir():
+        model = SNAC(**json.loads((path / "config.json").read_text("utf-8")))
         model.load_state_dict(load_file(path / "model.safetensors"))
-    else:
-        model.load_state_dict(torch.load(path, weights_only=True), strict=False)  # without a decoder yet
+        return model
+    model = SNAC(**CONFIG)
+    model.load_state_dict(torch.load(path, weights_only=True), strict=False)  # without a decoder yet
     return model
 
 
