@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from orpheus.model import LoadedModel
 
 LOGITS = "logits.pt"
+# 16 bit on a GPU: bfloat16 and float32 differ by 0.011 with 4 layers of the published width. 32 bit on a CPU.
+LIMIT = {"cuda": 0.1, "cpu": 1e-3}
 
 
 def merge_export(settings: Settings, name: str, *, adapter: str) -> dict[str, Any]:
@@ -22,6 +24,7 @@ def merge_export(settings: Settings, name: str, *, adapter: str) -> dict[str, An
     adapted = logits(loaded)
     with loaded.model.disable_adapter():
         plain = logits(loaded)
+    text = loaded.layout.custom_start
     merged = merge(loaded)
     folder = settings.folder(name)
     merged.model.save_pretrained(folder, safe_serialization=True, max_shard_size="2GB")
@@ -29,8 +32,8 @@ def merge_export(settings: Settings, name: str, *, adapter: str) -> dict[str, An
     del loaded, merged
     again = logits(load_base(str(folder), load_in_4bit=False, backend="transformers", device=settings.device))
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return {"written_gb": round(size / 1e9, 2), "adapter_changes_logits_by": distance(plain, adapted),
-            **_compare(adapted, again, settings), **memory(settings)}  # fmt: skip
+    return {"written_gb": round(size / 1e9, 2), "adapter_changes_logits_by": distance(plain, adapted, text),
+            **_compare(adapted, again, text, settings), **memory(settings)}  # fmt: skip
 
 
 def logits_transformers(settings: Settings, name: str, *, adapter: str) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def agree_unsloth(settings: Settings, name: str, *, adapter: str, reference: str
 
     loaded = _adapted(settings, "unsloth", adapter)
     theirs = torch.load(settings.folder(reference) / LOGITS, weights_only=True)
-    return {**_compare(theirs, logits(loaded), settings), **memory(settings)}
+    return {**_compare(theirs, logits(loaded), loaded.layout.custom_start, settings), **memory(settings)}
 
 
 def _adapted(settings: Settings, backend: str, adapter: str) -> LoadedModel:
@@ -72,14 +75,18 @@ def logits(loaded: LoadedModel) -> Any:
         return loaded.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float().cpu()
 
 
-def distance(a: Any, b: Any) -> float:
-    """Root mean square of the difference over that of `a` around its mean."""
+def distance(a: Any, b: Any, text: int) -> float:
+    """Root mean square of the difference over the spread of `a`, for the first `text` ids.
+
+    Those of text, because a stand-in's audio ids have hand-set scores beside which differences would look small.
+    """
+    a, b = a[:, :text], b[:, :text]
     return round(float((a - b).square().mean().sqrt() / a.std()), 6)
 
 
-def _compare(expected: Any, got: Any, settings: Settings) -> dict[str, Any]:
-    """Their distance, and how often the most likely token is the same. `Failed` beyond 16-bit (CPU: 32) rounding."""
-    apart, limit = distance(expected, got), 0.05 if settings.on_gpu else 1e-3
+def _compare(expected: Any, got: Any, text: int, settings: Settings) -> dict[str, Any]:
+    """Their distance, and how often the most likely token is the same. `Failed` beyond `LIMIT`."""
+    apart, limit = distance(expected, got, text), LIMIT["cuda" if settings.on_gpu else "cpu"]
     check(apart < limit, f"logits differ by {apart} of their spread, expected < {limit}")
     same = float((expected.argmax(-1) == got.argmax(-1)).float().mean())
     return {"logits_differ_by": apart, "limit": limit, "same_top_token": round(same, 4)}

@@ -182,14 +182,14 @@ def _generation_speed(settings: Settings, tts: Any, rows: int) -> float:
     """Tokens per second over all rows, while all of them are drawing."""
     prompt = tts.renderer.prompt(DEFAULT_PROMPTS[0], tts.base_voices[0] if tts.base_voices else None)
     stream = tts.engine.stream([prompt] * rows, SamplingOptions(max_new_tokens=settings.tokens), range(rows))
-    count = 0
     for _ in range(rows):
         next(stream)  # the prompt's own pass
+    count = 0
     with timed(synchronise(settings)) as span:
-        for row, token in stream:
+        for _, token in stream:
             count += 1
-            if not tts.engine.layout.legal(token, count // rows + 1) and row == 0:
-                break
+            if tts.engine.layout.slot_of(token) is None:
+                break  # a row has ended
     return round(count / span.wall_s, 1)
 
 
