@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import RESULTS, ROOT, Span, describe, peak_rss_bytes, timed, without_paths
+from benchmarks.machine import RESULTS, ROOT, Span, describe, own_memory_bytes, peak_rss_bytes, timed, without_paths
 from orpheus.cli import run
 from orpheus.config import DEFAULT_PROMPTS, SamplingOptions
 from orpheus.errors import UserError
@@ -86,6 +86,7 @@ def measure(options: Options) -> dict[str, Any]:
         "load_processor_s": round(load.cpu_s, 1),
         "peak_rss_gb_after_load": round(loaded_rss / 1e9, 2),
         "peak_rss_gb": round(peak_rss_bytes() / 1e9, 2),
+        "own_gb_at_the_end": round((own_memory_bytes() or 0) / 1e9, 2) or None,
         "prompt_tokens": len(prompt),
         "first_token_s": round(first.wall_s, 2),
         "tokens": len(ids),

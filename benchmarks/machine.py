@@ -119,6 +119,18 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
+def own_memory_bytes() -> int | None:
+    """What this process holds now that is no file's content: weights read in place from a file don't count.
+
+    None where the system does not tell (Linux does, in /proc/self/status).
+    """
+    try:
+        found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
 @dataclass
 class Span:
     """How long a block took: by the clock, and on the processors (all threads; less where others had them)."""
