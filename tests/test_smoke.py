@@ -97,3 +97,15 @@ def test_results_name_machine_and_versions_but_no_places():
 def test_clips_are_as_long_as_elise_s():
     seconds = durations(1200)
     assert 2.9 < seconds.sum() / 3600 < 3.1 and seconds.min() >= 1.0 and seconds.max() <= 22.0
+
+
+def test_the_readme_s_cpu_figures_are_the_measured_ones():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "full_size_cpu.json").read_text(encoding="utf-8"))["full"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| on a CPU, ", 1)[1].split("\n\n", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in table.splitlines()[2:]]
+    for column, mode in enumerate(("default", "4bit")):
+        found = measured[mode]
+        memory, speed, load = (row[column] for row in rows)
+        assert memory.startswith(f"{found['peak_rss_gb']:.1f} GB")
+        assert speed == f"{found['tokens_per_s']['processor']:.2g}"
+        assert load == f"{found['load_processor_s']:.0f} s"
