@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
-CODE := orpheus data tests orpheus_sft_unsloth.py inference.py
+CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
 
-.PHONY: help setup demo evaluate test check format clean
+.PHONY: help setup demo evaluate test smoke check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ evaluate: $(VENV)/.ready-dev  ## measure the embedded base on its test clips (CP
 test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
 	$(BIN)/python -m pytest
 
+smoke: $(VENV)/.ready  ## try every step once, each in a process of its own (tiny models; on a GPU: the published size)
+	$(BIN)/python benchmarks/gpu_smoke.py $(if $(filter-out 0,$(GPU)),,--device cpu --size tiny --out .cache/gpu_smoke_cpu.json)
+
 check: $(VENV)/.ready-dev  ## format, lint, types
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -42,13 +45,13 @@ clean:  ## remove the environment, caches and everything the programs wrote
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	git clean -fdqX lora_model generated_audio
 
-$(VENV)/.ready: $(REQUIREMENTS)
+$(VENV)/.ready: $(REQUIREMENTS) constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -c constraints.txt
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	touch $@

@@ -14,6 +14,7 @@ from orpheus.provenance import Provenance
 from orpheus.tokens import TokenLayout
 
 FOUR_BIT_BELOW_BYTES = 12 * 2**30  # bf16 weights (6.6 GB), KV cache and codec want about this much
+LARGE_ON_CPU = 10**9  # parameters: Orpheus-3B in 32 bit takes 13.2 GB, and a laptop with 16 would swap
 
 
 @dataclass
@@ -80,12 +81,15 @@ def pick_device(device: str) -> str:
     return device
 
 
-def compute_dtype(device: str) -> Any:
-    """bfloat16 where the GPU has it, float16 on older ones (a T4), float32 on CPU, where 16 bit is often slower."""
+def compute_dtype(device: str, large: bool = False) -> Any:
+    """bfloat16 where the GPU has it, float16 on older ones (a T4). On CPU float32, or bfloat16 for a `large` model.
+
+    Not float16 on a CPU: its range is too small for some sums, and few CPUs compute in it.
+    """
     import torch
 
     if not device.startswith("cuda"):
-        return torch.float32
+        return torch.bfloat16 if large else torch.float32
     # `is_bf16_supported()` alone says yes for emulation on old cards; Ampere (8.0) has it in hardware.
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
@@ -118,7 +122,8 @@ def load_base(
         base: hub id, or a folder with config.json, safetensors and the tokenizer.
         load_in_4bit: quantise the linear layers to NF4 with double quantisation (bitsandbytes).
         backend: "unsloth", "transformers", or "auto": Unsloth with a CUDA GPU.
-        dtype: torch dtype of the weights (and of the arithmetic in 4 bit); None chooses for the device.
+        dtype: torch dtype of the weights (and of the arithmetic in 4 bit); None chooses for the device, and on a
+            CPU for the size: float32, but bfloat16 from a billion parameters on.
     Raises:
         UserError: the base can't be had, is no Llama-like causal model, or does not fit its tokenizer.
     """
@@ -129,9 +134,12 @@ def load_base(
         backend = "unsloth" if device.startswith("cuda") else "transformers"
     folder = local_folder(base, "base model")
     source = str(folder or base)
-    dtype = dtype or compute_dtype(device)
     if load_in_4bit:
         _need_bitsandbytes()
+    if dtype is None:
+        # Not beside Unsloth, which must be imported before transformers; it needs a GPU anyway.
+        large = backend != "unsloth" and device == "cpu" and _parameters(source) >= LARGE_ON_CPU
+        dtype = compute_dtype(device, large)
     if backend == "unsloth":
         model, tokenizer = _load_unsloth(source, load_in_4bit, dtype, max_seq_length)
     else:
@@ -166,6 +174,16 @@ def load_tokenizer(base: str) -> Any:
     return fetch(
         "base model", base, lambda: AutoTokenizer.from_pretrained(source), "use the embedded one: --preset tiny"
     )
+
+
+def _parameters(base: str) -> int:
+    """How many parameters a base has, by its config.json alone: nothing is allocated."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = fetch("base model", base, lambda: AutoConfig.from_pretrained(base), "use the embedded one: --preset tiny")
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tuple[Any, Any]:

@@ -53,6 +53,16 @@ def test_4_16_and_32_bit_agree_about(base_dir, plain):
         assert same_weights(plain.fingerprint, other.fingerprint)
 
 
+def test_a_large_base_stays_in_16_bit_on_a_cpu(base_dir, monkeypatch):
+    """Orpheus-3B in 32 bit would take 13 GB. Its own 16 bits lose nothing, and what was asked for is still done."""
+    assert load_base(str(base_dir), load_in_4bit=False).dtype == torch.float32
+    monkeypatch.setattr("orpheus.model.LARGE_ON_CPU", 10**6)
+    large = load_base(str(base_dir), load_in_4bit=False)
+    assert large.dtype == large.model.dtype == torch.bfloat16
+    assert load_base(str(base_dir), load_in_4bit=True).dtype == torch.bfloat16
+    assert load_base(str(base_dir), load_in_4bit=False, dtype=torch.float32).model.dtype == torch.float32
+
+
 def test_another_base_has_another_fingerprint(plain, tmp_path):
     other = load_base(str(save_base(tmp_path, seed=5)), load_in_4bit=False)
     assert not same_weights(other.fingerprint, plain.fingerprint)

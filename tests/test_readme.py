@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pytest
 import soundfile
-from packaging.requirements import Requirement
 
+from benchmarks.gpu_smoke import Options as SmokeOptions
 from inference import SpeakOptions
 from orpheus import audio, codec, config, tokens
 from orpheus.__main__ import VERBS, load
@@ -35,9 +35,10 @@ from tests.voices import some_codes
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS: dict[str, Any] = {"orpheus_sft_unsloth.py": SftOptions, "inference.py": SpeakOptions}
+SMOKE = "benchmarks/gpu_smoke.py"
+PROGRAMS: dict[str, Any] = {"orpheus_sft_unsloth.py": SftOptions, "inference.py": SpeakOptions, SMOKE: SmokeOptions}
 PROGRAMS |= {f"-m orpheus {verb}": load(verb)[1] for verb in VERBS if verb not in ("train", "speak")}
-SOURCES = [*ROOT.glob("*.py"), *sorted((ROOT / "orpheus").rglob("*.py"))]
+SOURCES = [*ROOT.glob("*.py"), ROOT / SMOKE, *sorted((ROOT / "orpheus").rglob("*.py"))]
 SOURCE_TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
 
 
@@ -300,22 +301,22 @@ def test_fields_of_speech():
     assert set(codes_in(reasons)) == {tokens.Stop.END_OF_SPEECH, tokens.Stop.OUT_OF_RANGE, "max_new_tokens"}
 
 
-def test_versions_are_within_the_requirements():
-    allowed: dict[str, Requirement] = {}
-    for name in ("requirements.txt", "requirements-cpu.txt"):
-        lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
-        allowed |= {r.name: r for r in map(Requirement, filter(None, lines))}
-    named = re.findall(r"\b([a-z_]+)`? (\d+\.[\d.]*\d)", section("Versions"))
-    assert len(named) > 12 and {"unsloth", "trl", "datasets"} <= {name for name, _ in named}
-    for name, version in named:
-        assert allowed[name].specifier.contains(version), f"{name} {version}: {allowed[name]}"
+def test_versions_are_the_constraints():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    exact = dict(line.split("==") for line in lines if "==" in line)
+    (table,) = tables("package")
+    named = {n: v for row in table for n, v in zip(row["package"].split(", "), row["version"].split(", "), strict=True)}
+    assert named.pop("Python") == "3.11" and len(named) > 12 and {"unsloth", "trl", "datasets"} <= set(named)
+    assert named == {name: exact[name] for name in named}
 
 
 # ---- names ----
 
 
 def test_files_that_are_named_exist(adapter_dir):
-    ours = re.compile(r"(orpheus|tests|data|\.ci)/[\w./-]+|[\w-]+\.(py|toml|md)|requirements[\w-]*\.txt|LICENSE")
+    ours = re.compile(
+        r"(orpheus|tests|data|benchmarks|\.ci)/[\w./-]+|[\w-]+\.(py|toml|md)|(requirements|constraints)[\w-]*\.txt|LICENSE"
+    )
     named = {span for span in SPANS if ours.fullmatch(span)}
     assert len(named) > 20
     assert [name for name in named if not (ROOT / name).exists()] == []
@@ -396,5 +397,4 @@ def test_the_important_errors_are_explained():
     asked = ["no adapter", "can't be had from the hub", "can't be had: ", "clips of", "unknown voice", "context of",
              "no audio", "unfinished training", "does not fit", "Unsloth needs"]  # fmt: skip
     assert [words for words in asked if not any(words in error for error in ERRORS)] == []
-    for other in ("operator torchvision::nms does not exist", "CUDA out of memory"):
-        assert other in section("Troubleshooting")
+    assert all(o in section("Troubleshooting") for o in ("operator torchvision::nms does not", "CUDA out of memory"))
