@@ -87,11 +87,14 @@ def more_versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, with '-dirty' when files differ from it; 'unknown' outside git."""
+    """The commit of this checkout, with '-dirty' when files (but results) differ from it; 'unknown' outside git."""
     try:
         head, changes = (
             subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for arguments in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"],
+            )
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
