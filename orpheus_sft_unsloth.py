@@ -1,8 +1,8 @@
 """Fine-tune Orpheus TTS with LoRA on a voice, then speak with it.
 
     python orpheus_sft_unsloth.py                                    # GPU: Orpheus-3B on Elise; CPU: the embedded demo
-    python orpheus_sft_unsloth.py --dataset my_recordings     # your own voice
-    python orpheus_sft_unsloth.py --epochs 3 --resume    # go on after an interruption
+    python orpheus_sft_unsloth.py --dataset my_recordings            # your own voice
+    python orpheus_sft_unsloth.py --epochs 3 --resume                # go on after an interruption
 
 The adapter goes to lora_model/, a few spoken samples to generated_audio/.
 """
@@ -88,13 +88,8 @@ def main(options: SftOptions) -> None:
         del model, base, codec
         free_memory()
         speak = [sys.executable, str(Path(__file__).with_name("inference.py")), "--adapter", str(options.output_dir)]
-        speak += [
-            "--transcribe",
-            "auto",
-            "--out",
-            str(options.samples_dir),
-            *(["--overwrite"] if options.overwrite_samples else []),
-        ]
+        speak += ["--out", str(options.samples_dir), "--transcribe", "auto"]
+        speak += ["--overwrite"] if options.overwrite_samples else []
         speak += ["--voice", corpus.voices[0]] if corpus.voices else []
         speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
         if subprocess.run(speak, check=False).returncode != 0:

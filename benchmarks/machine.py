@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from orpheus.provenance import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# They shape speed, not results.
 MORE_PACKAGES = ("accelerate", "numpy", "safetensors", "tokenizers", "torchaudio", "triton", "unsloth_zoo", "xformers")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")  # those that PyTorch's kernels look for
 
@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "cpu_flags": cpu_flags(),
                     "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
                     "load_average": round(os.getloadavg()[0], 1), "system": platform.system(), "gpu": gpu()},
-        "versions": {"python": platform.python_version(), **versions(), **more_versions()},
+        "versions": {"python": platform.python_version(), **versions(), **versions(MORE_PACKAGES)},
         "commit": commit(),
         "command": command(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -73,17 +73,6 @@ def gpu() -> dict[str, Any] | None:
         driver = ""
     return {"name": card.name, "memory_gb": round(card.total_memory / 1e9, 1), "driver": driver or "unknown",
             "capability": f"{card.major}.{card.minor}", "cuda": torch.version.cuda}  # fmt: skip
-
-
-def more_versions() -> dict[str, str]:
-    """Versions of packages that shape speed but not results, those that are installed."""
-    found = {}
-    for name in MORE_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str:

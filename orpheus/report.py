@@ -152,9 +152,10 @@ class Report:
 
         picture = Picture(figsize=(12, 6.5), layout="constrained")
         grid = picture.add_gridspec(2, 6)
-        self._compare(picture.add_subplot(grid[0, :3]), "wer", "word error rate")
+        parts = {name: figures(rows, self.domain) for name, rows in (self.voices() or {"all clips": self.rows}).items()}
+        _compare(picture.add_subplot(grid[0, :3]), parts, "wer", "word error rate")
         pitches = picture.add_subplot(grid[0, 3:])
-        self._compare(pitches, "f0_median_hz", "median pitch, Hz")
+        _compare(pitches, parts, "f0_median_hz", "median pitch, Hz")
         pitches.legend(loc="lower right")
         rng = np.random.default_rng(0)
         for i, kind in enumerate(KINDS):
@@ -165,17 +166,17 @@ class Report:
         picture.suptitle(self.rows[0].text[:110])
         return picture
 
-    def _compare(self, axes: Any, name: str, label: str) -> None:
-        """One figure with its intervals: a group of points for each voice, a point for each kind of sound."""
-        parts = self.voices() or {"all clips": self.rows}
-        for shift, kind in enumerate(KINDS):
-            found = [figures(rows, self.domain)[key(name, kind)] for rows in parts.values()]
-            points = [(x + 0.2 * (shift - 1), figure) for x, figure in enumerate(found) if figure]
-            spans = [np.abs(np.subtract(f.interval or (f.value, f.value), f.value)) for _, f in points]
-            axes.errorbar([x for x, _ in points], [f.value for _, f in points],
-                          yerr=np.transpose(spans) if spans else None, fmt="o", capsize=3, label=kind)  # fmt: skip
-        axes.set(ylabel=label, ylim=(0, None))
-        axes.set_xticks(range(len(parts)), list(parts))
+
+def _compare(axes: Any, parts: dict[str, dict[str, Figure | None]], name: str, label: str) -> None:
+    """One figure with its intervals: a group of points for each voice, a point for each kind of sound."""
+    for shift, kind in enumerate(KINDS):
+        found = [part[key(name, kind)] for part in parts.values()]
+        points = [(x + 0.2 * (shift - 1), figure) for x, figure in enumerate(found) if figure]
+        spans = [np.abs(np.subtract(f.interval or (f.value, f.value), f.value)) for _, f in points]
+        axes.errorbar([x for x, _ in points], [f.value for _, f in points],
+                      yerr=np.transpose(spans) if spans else None, fmt="o", capsize=3, label=kind)  # fmt: skip
+    axes.set(ylabel=label, ylim=(0, None))
+    axes.set_xticks(range(len(parts)), list(parts))
 
 
 def _plain(found: dict[str, Figure | None]) -> dict[str, Any]:

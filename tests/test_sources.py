@@ -122,7 +122,7 @@ def as_datasets_raises(cause: Exception) -> Exception:
     try:
         try:
             raise hf.LocalEntryNotFoundError("Please check your connection and try again") from cause
-        except Exception as error:
+        except hf.LocalEntryNotFoundError as error:
             raise FileNotFoundError(f"Couldn't find any data file. {type(error).__name__}: {error}") from None
     except FileNotFoundError as error:
         return error
