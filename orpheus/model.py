@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,9 +171,11 @@ def load_tokenizer(base: str) -> Any:
     from transformers import AutoTokenizer
 
     source = str(local_folder(base, "base model") or base)
-    return fetch(
-        "base model", base, lambda: AutoTokenizer.from_pretrained(source), "use the embedded one: --preset tiny"
-    )
+    return _fetch_base(base, lambda: AutoTokenizer.from_pretrained(source))
+
+
+def _fetch_base(base: str, load: Callable[[], Any]) -> Any:
+    return fetch("base model", base, load, "use the embedded one: --preset tiny")
 
 
 def _parameters(base: str) -> int:
@@ -181,7 +183,7 @@ def _parameters(base: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = fetch("base model", base, lambda: AutoConfig.from_pretrained(base), "use the embedded one: --preset tiny")
+    config = _fetch_base(base, lambda: AutoConfig.from_pretrained(base))
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
@@ -205,7 +207,7 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
         )
         return model, tokenizer
 
-    model, tokenizer = fetch("base model", base, load, "use the embedded one: --preset tiny")
+    model, tokenizer = _fetch_base(base, load)
     if in_4bit and device == "cpu":
         _keep_differentiable(model)
     return model, tokenizer
@@ -243,7 +245,7 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
             use_exact_model_name=True,
         )
 
-    return fetch("base model", base, load, "use the embedded one: --preset tiny")
+    return _fetch_base(base, load)
 
 
 def _need_bitsandbytes() -> None:
