@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="the same with --held-out")
     parser.add_argument("--work", type=Path, required=True, help="folder for the training state")
     parser.add_argument("--codec", type=Path, help="codec folder (default: work/fixed_codes.pt)")
+    parser.add_argument("--start", type=Path, help="a finished base (of the same codec) that is trained further")
     parser.add_argument("--out", type=Path, default=HERE / "tiny_orpheus")
     parser.add_argument("--name", default="base", help="name of the state file in --work")
     parser.add_argument("--minutes", type=float, default=75, help="length of the whole training")
@@ -139,6 +140,8 @@ def main() -> None:
     texts = [f"{voice}: {text}" for text, voice in zip(texts, ["tara", "leo", "dan", "Elise"] * 5000, strict=True)]
     tokenizer = train_tokenizer(texts, pieces=856)
     model = TinyModel(tokenizer, SIZES, args.device)
+    if args.start:
+        model.load(args.start)
     sets, voices = {}, set()
     for name, folder in (("train", args.audio), ("test", args.test)):
         audio = AudioSet(folder)

@@ -133,6 +133,10 @@ def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
     from snac import SNAC
 
     model = speed_up(SNAC(**CONFIG)).to(args.device)
+    if args.start:
+        earlier = load_codec(args.start)
+        model.encoder.load_state_dict(earlier.encoder.state_dict())
+        model.quantizer.load_state_dict(earlier.quantizer.state_dict())
     head = MelHead(model.latent_dim).to(args.device)
     parts = {"encoder": model.encoder, "quantizer": model.quantizer, "head": head}
     stage = Stage(args, parts, rate=2e-3)
@@ -190,6 +194,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["encoder", "decoder"])
     parser.add_argument("--audio", type=Path, required=True, help="folder written by make_corpus.py codec")
     parser.add_argument("--work", type=Path, required=True, help="folder for the training state")
+    parser.add_argument("--start", type=Path, help="a finished codec whose encoder is trained further (encoder)")
     parser.add_argument("--out", type=Path, default=HERE / "tiny_codec")
     parser.add_argument("--minutes", type=float, default=30, help="length of the whole stage")
     parser.add_argument("--batch", type=int, default=8, help="windows in a step")

@@ -257,8 +257,11 @@ def evaluate(
             rows.append(Row(clip.name, clip.voice, clip.text, listen(clip.text, clip.samples), listen(clip.text, copy),
                             tuple(listen.take(clip, *attempt) for attempt in attempts)))  # fmt: skip
         log.info("measured %d of %d clips", len(rows), len(clips))
+    asked = [word for clip in clips for word in words(clip.text)]
+    known = getattr(domain, "vocabulary", None)
     about = {
-        "words": sum(len(words(clip.text)) for clip in clips),
+        "words": len(asked),
+        "words_known_domain": None if known is None else sum(word in known for word in asked),
         "tags": sum(len(find_tags(clip.text)) for clip in clips),
         "seed": seed,
         "sampling": as_dict(replace(sampling, seed=seed)),

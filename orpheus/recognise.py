@@ -70,14 +70,16 @@ class PocketSphinx:
             raise MissingPackage("pocketsphinx", "recognising speech") from error
         self.name = f"pocketsphinx {metadata.version('pocketsphinx')}"
         self._decoder: Any = Decoder(loglevel="FATAL")
+        self.vocabulary: frozenset[str] | None = None  # the words it can write; None: its general model's
         if texts:
             self.name += ", domain model"
             sentences = self._known(texts)
+            self.vocabulary = frozenset(word for sentence in sentences for word in sentence)
             with tempfile.TemporaryDirectory() as folder:
                 model, dictionary = Path(folder) / "domain.arpa", Path(folder) / "domain.dict"
                 model.write_text(arpa_bigrams(sentences), encoding="utf-8")
                 # Its own dictionary has 134,000 words, and it takes seconds to find out that the model lacks them.
-                dictionary.write_text("\n".join(self._pronunciations(sentences)) + "\n", encoding="utf-8")
+                dictionary.write_text("\n".join(self._pronunciations(self.vocabulary)) + "\n", encoding="utf-8")
                 self._decoder = Decoder(lm=str(model), dict=str(dictionary), loglevel="FATAL")
 
     def transcribe(self, samples: np.ndarray) -> str:
@@ -110,9 +112,9 @@ class PocketSphinx:
                         self.name, len(unknown), len(every), ", ".join(unknown[:LISTED]), more)  # fmt: skip
         return [known for s in sentences if (known := [word for word in s if word not in unknown])]
 
-    def _pronunciations(self, sentences: Sequence[Sequence[str]]) -> Iterator[str]:
-        """The dictionary's lines for the words of the sentences: 'a AH', 'a(2) EY'."""
-        for word in sorted({word for sentence in sentences for word in sentence}):
+    def _pronunciations(self, vocabulary: Iterable[str]) -> Iterator[str]:
+        """The dictionary's lines for the words: 'a AH', 'a(2) EY'."""
+        for word in sorted(vocabulary):
             for number in count(1):
                 name = word if number == 1 else f"{word}({number})"
                 if (sounds := self._decoder.lookup_word(name)) is None:

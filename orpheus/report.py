@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,13 @@ class Report:
     missing: dict[str, str] = field(default_factory=dict)
     sounds: dict[str, np.ndarray] = field(default_factory=dict)  # of the first clip, by kind, for the picture
 
+    @cached_property
+    def _figures(self) -> dict[str, Figure | None]:
+        return figures(self.rows, self.domain)
+
     def figures(self) -> dict[str, Figure | None]:
         """The figures over all clips."""
-        return figures(self.rows, self.domain)
+        return self._figures
 
     def voices(self) -> dict[str, list[Row]]:
         """The rows of each voice; empty for clips without one."""
