@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, model: TinyModel, data: Sequences, test: Seq
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             step, seen = step + 1, seen + int((slots >= 0).sum())
-            running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+            running = 0.98 * running + 0.02 * loss.item() if running else loss.item()
             if step % 50 == 0:
                 rate = seen / seconds()
                 print(f"step {step} {100 * done:.1f} % loss {running:.3f} {rate:.0f} tokens/s", flush=True)

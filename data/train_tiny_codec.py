@@ -150,9 +150,13 @@ def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
             print("refit: used shares of the codebooks", quantiser.refit(), flush=True)
             stage.extra = {"on": True, "refits": due}
         x = torch.from_numpy(audio.windows(args.batch, args.frames * FRAME)).to(args.device)
-        z, loss = quantiser(model.encoder(x[:, None]))
-        error = (head(z) - head.target(x)).abs().mean()
-        stage.update(3 * error + 0.3 * loss, [float(error), float(loss)], constant_share=0.5)
+        # The embedded corpora are rounded to 9 or 10 bits: their noise must not change the codes.
+        bits = torch.randint(9, 17, (len(x), 1), device=args.device)
+        rounding = (torch.rand_like(x) - 0.5) * 2.0 ** (1 - bits)
+        z, loss = quantiser(model.encoder((x + rounding)[:, None]))
+        error, envelope = head.error(z, x)
+        figures = [float(v.detach()) for v in (error, envelope, loss)]
+        stage.update(3 * error + 3 * envelope + 0.3 * loss, figures, constant_share=0.5)
         stage.save(at_most_every_s=120)
     stage.save()
     model.half().float()  # what float16 on disk will hold: the codes must not change when the codec is saved
