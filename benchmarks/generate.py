@@ -158,13 +158,14 @@ def measure(options: Options) -> dict[str, Any]:
     import torch
 
     from orpheus.engines.torch_engine import TorchEngine
-    from orpheus.model import load_base, pick_device
+    from orpheus.model import load_base, pack_for_inference, pick_device
     from orpheus.prompt import Renderer
 
     device = pick_device(options.device)
     base = options.base or _base_of(options.size)
     dtype = torch.bfloat16 if options.size in LAYERS else None
     loaded = load_base(base, load_in_4bit=options.load_in_4bit, backend="transformers", device=device, dtype=dtype)
+    pack_for_inference(loaded)
     engine = TorchEngine(loaded)
     prompt = Renderer(loaded.tokenizer, loaded.layout).prompt(DEFAULT_PROMPTS[1])
     by_clock = loaded.device.type != "cpu"

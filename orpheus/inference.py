@@ -20,7 +20,7 @@ from orpheus.codec import SnacCodec
 from orpheus.config import Decoding, SamplingOptions, VoiceOptions, as_dict, resolve_preset
 from orpheus.engines.base import Engine
 from orpheus.errors import UserError
-from orpheus.model import LoadedModel, has_gpu, load_base, pick_4bit, pick_device
+from orpheus.model import LoadedModel, has_gpu, load_base, pack_for_inference, pick_4bit, pick_device
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
 from orpheus.provenance import Provenance, versions
 from orpheus.speech import Speech, Timings
@@ -84,6 +84,7 @@ class OrpheusInference:
             loaded = attach_adapter(loaded, folder)
             if not loaded.in_4bit:
                 loaded = merge(loaded)
+        pack_for_inference(loaded)
         self.has_adapter = folder is not None
         self.trained_voices = made.voices if made else ()
         self._connect(loaded, SnacCodec.load(codec, device=device), folder, made)
