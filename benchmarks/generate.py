@@ -32,7 +32,6 @@ from orpheus.tokens import FRAME_SLOTS
 
 LAYERS = {"mid": 4, "orpheus-3b": 28}
 READ_BYTES = 2**29  # the memory that is read to measure the bandwidth: more than any cache holds
-SEED = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Options:
     rounds: int = 3
     """Turns of each contender."""
     save: bool = False
-    """Write the figures to benchmarks/results/generate_SIZE.json as well."""
+    """Write the figures to benchmarks/results as well."""
 
     def __post_init__(self) -> None:
         if self.tokens < 2 * FRAME_SLOTS or self.rounds < 1 or min(self.batches, default=0) < 1:
@@ -71,12 +70,12 @@ class Turn:
     first_frame_s: float  # from the call to the last token of the first frame
 
 
-def tokens_per_second(engine: Any, prompt: list[int], sampling: SamplingOptions, rows: int) -> Turn:
-    """One round of our engine. Rows that end early end the round: all of them draw while it is measured."""
+def tokens_per_second(engine: Any, prompt: list[int], sampling: SamplingOptions, rows: int, seed: int) -> Turn:
+    """One round of our engine. The first row that ends ends the round: all of them draw while it is measured."""
 
     def steps() -> Iterator[bool]:
         legal = 0
-        stream = engine.stream([prompt] * rows, sampling, range(SEED, SEED + rows))
+        stream = engine.stream([prompt] * rows, sampling, range(seed, seed + rows))
         for row, token in stream:
             if not any(token in ids for ids in engine.layout.continuations(legal % FRAME_SLOTS)[:1]):
                 stream.close()
@@ -88,7 +87,7 @@ def tokens_per_second(engine: Any, prompt: list[int], sampling: SamplingOptions,
     return timed_steps(steps(), rows)
 
 
-def transformers_turn(loaded: Any, prompt: list[int], sampling: SamplingOptions, rows: int) -> Turn:
+def transformers_turn(loaded: Any, prompt: list[int], sampling: SamplingOptions, rows: int, seed: int) -> Turn:
     """One round of `model.generate` with the same settings, which draws on past any end."""
     import torch
 
@@ -102,7 +101,7 @@ def transformers_turn(loaded: Any, prompt: list[int], sampling: SamplingOptions,
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     started = time.perf_counter(), time.process_time()
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     loaded.model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=sampling.temperature,
         top_p=sampling.top_p, top_k=0, repetition_penalty=sampling.repetition_penalty,
@@ -172,15 +171,15 @@ def measure(options: Options) -> dict[str, Any]:
     read = read_bandwidth(loaded.device)
     results = []
     for rows in options.batches:
-        contenders: dict[str, Callable[[], Turn]] = {}
+        contenders: dict[str, Callable[[int], Turn]] = {}
         for decoding in get_args(Decoding):
             sampling = SamplingOptions(max_new_tokens=options.tokens, decoding=decoding)
             contenders[decoding] = partial(tokens_per_second, engine, prompt, sampling, rows)
         contenders["transformers"] = partial(transformers_turn, loaded, prompt, sampling, rows)
         turns: dict[str, list[Turn]] = {name: [] for name in contenders}
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
             for name, contend in contenders.items():
-                turns[name].append(contend())
+                turns[name].append(contend(1 + number * rows))
         for name, played in turns.items():
             rates = {"tokens_per_s": max(t.tokens / t.wall_s for t in played),
                      "tokens_per_processor_s": max(t.tokens / t.processor_s for t in played)}  # fmt: skip
@@ -188,7 +187,7 @@ def measure(options: Options) -> dict[str, Any]:
             rate = rates["tokens_per_s" if by_clock else "tokens_per_processor_s"] / rows
             results.append({
                 "contender": name, "rows": rows, **{k: round(v, 2) for k, v in rates.items()},
-                "first_frame_s": round(min(t.first_frame_s for t in played), 3), "tokens": played[0].tokens,
+                "first_frame_s": round(min(t.first_frame_s for t in played), 3), "tokens": max(t.tokens for t in played),
                 "weights_gb_per_step": round(moved / 1e9, 3), "share_of_bandwidth": round(moved * rate / read, 3),
             })  # fmt: skip
     return {
@@ -240,7 +239,8 @@ def main(options: Options) -> None:
           f"commit {figures['commit'][:12]}\n{table(figures)}\nspeed-up over transformers, by {figures['speed_by']}: "
           + ", ".join(f"{name} {value}" for name, value in figures["speedup_vs_transformers"].items()))  # fmt: skip
     if options.save:
-        print(f"saved: {write_json(RESULTS / f'generate_{options.size}.json', figures).name}")
+        name = f"generate_{options.size}{'_4bit' if options.load_in_4bit else ''}.json"
+        print(f"saved: {write_json(RESULTS / name, figures).name}")
     print(json.dumps(figures))
 
 
