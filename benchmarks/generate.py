@@ -187,7 +187,8 @@ def measure(options: Options) -> dict[str, Any]:
             rate = rates["tokens_per_s" if by_clock else "tokens_per_processor_s"] / rows
             results.append({
                 "contender": name, "rows": rows, **{k: round(v, 2) for k, v in rates.items()},
-                "first_frame_s": round(min(t.first_frame_s for t in played), 3), "tokens": max(t.tokens for t in played),
+                "first_frame_s": round(min(t.first_frame_s for t in played), 3),
+                "tokens": max(t.tokens for t in played),
                 "weights_gb_per_step": round(moved / 1e9, 3), "share_of_bandwidth": round(moved * rate / read, 3),
             })  # fmt: skip
     return {

@@ -181,7 +181,7 @@ def test_a_text_that_does_not_fit_the_context_is_refused(engine):
 def framewise(engine):
     """The same model, the host seeing ids a frame at a time, as on a GPU; steps are run, not recorded."""
     other = TorchEngine(engine.loaded)
-    other.by_frame, other.record = True, None
+    other.by_frame, other.record = True, lambda: None
     return other
 
 
@@ -239,7 +239,8 @@ class Recorder:
 def test_recorded_frames_give_the_same_ids_and_are_kept(speak, framewise, monkeypatch):
     for module in (frames, torch_engine):
         monkeypatch.setattr(module, "BOUND_STEP", 16)
-    framewise.record = recorder = Recorder()
+    recorder = Recorder()
+    framewise.record = lambda: recorder
     options = dict(max_new_tokens=30, decoding="framed")
     expected = speak(PROMPTS, [1, 2], **options)
     for times in (1, 2):
@@ -248,7 +249,7 @@ def test_recorded_frames_give_the_same_ids_and_are_kept(speak, framewise, monkey
 
 
 def test_what_can_t_be_recorded_is_run_and_said(speak, framewise, caplog):
-    framewise.record = Recorder(fails=True)
+    framewise.record = lambda: Recorder(fails=True)
     options = dict(max_new_tokens=20, decoding="framed")
     with caplog.at_level(logging.WARNING):
         assert speak(PROMPTS, [1, 2], engine=framewise, **options) == speak(PROMPTS, [1, 2], **options)
@@ -329,3 +330,19 @@ def test_the_quick_product_is_as_exact():
     for rows, dtype in ((2, torch.bfloat16), (1, torch.float32)):
         with quick_products(cpu, dtype, rows):
             assert torch.backends.mkldnn.enabled == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("in_4bit", [False, True])
+def test_recorded_on_the_gpu(base_dir, caplog, in_4bit):
+    """CUDA graphs give the ids of the same steps run as they are, and they can be recorded."""
+    loaded = load_base(str(base_dir), load_in_4bit=in_4bit, backend="transformers", device="cuda")
+    recorded, run_as_is, by_token = (TorchEngine(loaded) for _ in range(3))
+    run_as_is.record, by_token.by_frame = lambda: None, False
+    options = dict(max_new_tokens=35, decoding="framed")
+    expected = run(by_token, PROMPTS, [1, 2], **options)
+    assert recorded.by_frame and run(run_as_is, PROMPTS, [1, 2], **options) == expected
+    for _ in range(2):
+        assert run(recorded, PROMPTS, [1, 2], **options) == expected
+    assert "no CUDA graph" not in caplog.text

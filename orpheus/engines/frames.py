@@ -21,7 +21,7 @@ class Frames:
     """Runs a batch frame by frame. Made once for a batch, and used again when the batch begins anew."""
 
     def __init__(self, batch: Batch, room: int, record: Callable[[Replay], Replay] | None) -> None:
-        """room: as the batch's. record: makes a replay of a function, like `cuda_graph`; None runs it as it is."""
+        """room: as the batch's. record: makes a replay of a function, like `CudaGraphs`; None runs it as it is."""
         self.batch, self.room, self.record = batch, room, record
         self.count = batch.count
         self.replays: dict[tuple[int, int | None], Replay] = {}
@@ -63,19 +63,26 @@ class Frames:
         self.replays.get(key, frame)()
 
 
-def cuda_graph(run: Replay) -> Replay:
-    """Record what `run` gives the GPU to do; the result does it again, with hardly any work for the CPU.
+class CudaGraphs:
+    """Records functions as CUDA graphs. All of them share their scratch memory: only one runs at a time."""
 
-    Runs it once first, so that libraries set up what they can't while recording. RuntimeError: it can't be recorded.
-    """
-    import torch
+    def __init__(self) -> None:
+        self.pool: Any = None
 
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    def __call__(self, run: Replay) -> Replay:
+        """Record what `run` gives the GPU to do; the result does it again, with hardly any work for the CPU.
+
+        Runs it once first, so that libraries set up what they can't while recording. RuntimeError: it can't be recorded.
+        """
+        import torch
+
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            run()
+        return graph.replay

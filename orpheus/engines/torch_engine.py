@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
 from typing import Any
@@ -12,7 +12,7 @@ from orpheus.config import SamplingOptions
 from orpheus.engines.base import check_length
 from orpheus.engines.batch import Batch
 from orpheus.engines.cpu import quick_products
-from orpheus.engines.frames import BOUND_STEP, Frames, cuda_graph
+from orpheus.engines.frames import BOUND_STEP, CudaGraphs, Frames
 from orpheus.engines.llama import LlamaDecoder, why_not_llama
 from orpheus.engines.transformers_decoder import TransformersDecoder
 from orpheus.model import LoadedModel
@@ -38,7 +38,7 @@ class TorchEngine:
             log.info("speaking with transformers' forward pass, which is slower: %s", reason)
         self.decoder: type[LlamaDecoder] | type[TransformersDecoder] = TransformersDecoder if reason else LlamaDecoder
         self.by_frame = loaded.device.type == "cuda" and not reason
-        self.record: Any = cuda_graph
+        self.record: Callable[[], Any] = CudaGraphs  # makes what records the frames of a batch
         self._idle: dict[Any, Frames] = {}
 
     def stream(
@@ -88,7 +88,7 @@ class TorchEngine:
         self._idle.clear()
         with self._computing(len(prompts)):
             if frames is None:
-                frames = Frames(self._batch(len(prompts), room, sampling), room, self.record)
+                frames = Frames(self._batch(len(prompts), room, sampling), room, self.record())
             frames.batch.begin(prompts, seeds, room)
         try:
             while True:
