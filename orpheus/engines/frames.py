@@ -72,7 +72,7 @@ class CudaGraphs:
     def __call__(self, run: Replay) -> Replay:
         """Record what `run` gives the GPU to do; the result does it again, with hardly any work for the CPU.
 
-        Runs it once first, so that libraries set up what they can't while recording. RuntimeError: it can't be recorded.
+        Runs it once first, so that libraries set up what they can't while recording. RuntimeError: it can't be done.
         """
         import torch
 
