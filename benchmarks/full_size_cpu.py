@@ -55,13 +55,14 @@ def measure(options: Options) -> dict[str, Any]:
 
     from orpheus.codec import SnacCodec
     from orpheus.engines.torch_engine import TorchEngine
-    from orpheus.model import load_base
+    from orpheus.model import load_base, pack_for_inference
     from orpheus.prompt import Renderer
 
     (mode,) = options.modes
     dtype = getattr(torch, mode.removeprefix("4bit-"), None)
     with timed() as load:
         loaded = load_base(options.base, load_in_4bit=mode.startswith("4bit"), device="cpu", dtype=dtype)
+        pack_for_inference(loaded)
     loaded_rss = peak_rss_bytes()
     prompt = Renderer(loaded.tokenizer, loaded.layout).prompt(DEFAULT_PROMPTS[0])
     stream = TorchEngine(loaded).stream([prompt], SamplingOptions(max_new_tokens=options.tokens), [1])

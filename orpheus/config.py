@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from orpheus.errors import UserError
 
@@ -91,6 +91,21 @@ PRESETS = {
 }
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
 RecogniserName = Literal["auto", "pocketsphinx", "none"]
+Decoding = Literal["strict", "framed"]
+"""What a token is drawn from. SNAC frames have seven slots with 4096 ids each, and speech may end after any frame.
+
+`strict` is the model's own distribution, over the whole vocabulary. An utterance ends at the first id that may not
+stand where it was drawn: end_of_speech between two frames, or an id out of range, where it breaks off.
+
+`framed` computes and draws from the ids that may stand there alone: the slot's, and end_of_speech between two frames.
+No id out of range can occur, and the output head reads a fortieth of its weights. At each step it draws as `strict`
+would if illegal ids were thrown away and drawn again. At temperature 0 it takes the best legal id. With top_p 1 this
+is exact at any temperature and penalty: a softmax over some of the ids is the softmax over all of them, conditioned on
+these. With top_p below 1 the nucleus is taken from the legal ids' renormalised probabilities, so it holds top_p of the
+legal mass; the nucleus of `strict` holds top_p of all mass, illegal ids included. The two nuclei are the same where the
+illegal ids have no mass, and else differ in the least likely ids. The penalty acts on each seen id alike in both.
+Over a whole utterance the two differ by what `strict` cuts off: it stops where `framed` goes on.
+"""
 
 
 def embedded_path(name: str) -> str:
@@ -306,8 +321,12 @@ class SamplingOptions:
     """Upper bound per utterance; 1200 tokens are 14.6 s."""
     seed: int | None = None
     """Same seed, same audio; None: a fresh one, which is printed and saved."""
+    decoding: Decoding = "strict"
+    """strict: draw among all ids, stop at one that is no legal code. framed: only among codes that may stand there."""
 
     def __post_init__(self) -> None:
+        if self.decoding not in get_args(Decoding):
+            raise UserError(f"decoding is {self.decoding!r}, expected {' or '.join(get_args(Decoding))}")
         check_ranges(
             self,
             temperature=(0, 10),

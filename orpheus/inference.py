@@ -17,10 +17,10 @@ import numpy as np
 from orpheus.adapter import adapter_folder, attach_adapter, merge
 from orpheus.audio import SAMPLE_RATE_HZ
 from orpheus.codec import SnacCodec
-from orpheus.config import SamplingOptions, VoiceOptions, as_dict, resolve_preset
+from orpheus.config import Decoding, SamplingOptions, VoiceOptions, as_dict, resolve_preset
 from orpheus.engines.base import Engine
 from orpheus.errors import UserError
-from orpheus.model import LoadedModel, has_gpu, load_base, pick_4bit, pick_device
+from orpheus.model import LoadedModel, has_gpu, load_base, pack_for_inference, pick_4bit, pick_device
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
 from orpheus.provenance import Provenance, versions
 from orpheus.speech import Speech, Timings
@@ -84,6 +84,7 @@ class OrpheusInference:
             loaded = attach_adapter(loaded, folder)
             if not loaded.in_4bit:
                 loaded = merge(loaded)
+        pack_for_inference(loaded)
         self.has_adapter = folder is not None
         self.trained_voices = made.voices if made else ()
         self._connect(loaded, SnacCodec.load(codec, device=device), folder, made)
@@ -127,6 +128,7 @@ class OrpheusInference:
         repetition_penalty: float = SamplingOptions.repetition_penalty,
         max_new_tokens: int = SamplingOptions.max_new_tokens,
         seed: int | None = None,
+        decoding: Decoding = SamplingOptions.decoding,
         output_dir: str | Path | None = None,
         overwrite: bool = False,
     ) -> list[Speech]:
@@ -136,6 +138,8 @@ class OrpheusInference:
             prompts: text with tags like <laugh>; 'voice: text' where the voice is a known one.
             voice: for texts without a 'voice: ' of their own. None: the voice the adapter was trained on.
             seed: row i draws from seed + i, so the same call gives the same audio. None: a fresh seed.
+            decoding: "strict" draws from the whole vocabulary and stops at an id that is no legal code; "framed" draws
+                only from codes that may stand there (`orpheus.config.Decoding` says where the two differ).
             output_dir: also write output_0.wav, output_1.wav, ... there, each as soon as it is finished;
                 numbering goes on after the files that exist unless `overwrite`.
         Returns:
@@ -143,7 +147,7 @@ class OrpheusInference:
         Raises:
             UserError: bad text, voice or option; NoSpeech if a text gave not one frame (the others are kept).
         """
-        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed)
+        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if output_dir is None:
             rows = self._rows(texts, voice, sampling)
@@ -181,13 +185,14 @@ class OrpheusInference:
         repetition_penalty: float = SamplingOptions.repetition_penalty,
         max_new_tokens: int = SamplingOptions.max_new_tokens,
         seed: int | None = None,
+        decoding: Decoding = SamplingOptions.decoding,
     ) -> Iterator[np.ndarray]:
         """Speak one text; yields float32 chunks [n] as soon as they are final.
 
         Concatenated they are `generate()`'s samples for the same seed. The first chunk comes after three
         frames (0.26 s of speech, 21 tokens). Errors are raised as `generate` does, at the first `next()`.
         """
-        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed)
+        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
         for item in self._stream(self._rows([prompt], voice, sampling), sampling):
             if isinstance(item, np.ndarray):
                 yield item

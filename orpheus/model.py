@@ -218,12 +218,44 @@ def _keep_differentiable(model: Any) -> None:
 
     It does so at the first pass in evaluation mode, for good, and the packed product has no gradient: one
     validation pass before or during training would silently cut off every gradient below (bitsandbytes 0.50).
+    `pack_for_inference` allows it again where nothing is trained.
     """
     import bitsandbytes
 
     for layer in model.modules():
         if isinstance(layer, bitsandbytes.nn.Linear4bit):
             layer.support_avx512bf16_for_cpu = False
+
+
+def pack_for_inference(loaded: LoadedModel) -> int:
+    """Let bitsandbytes repack the 4-bit layers for its CPU kernel. Returns how many layers were packed.
+
+    The kernel multiplies from the packed weights without unfolding them first: about 20 times as fast for one row. For
+    good: the product has no gradient, so the model can't be trained any more. Does nothing (0) but on a CPU with
+    AVX512-BF16, for a 4-bit model that computes in bfloat16, as the kernel does.
+    """
+    import torch
+
+    if not loaded.in_4bit or loaded.device.type != "cpu" or loaded.dtype != torch.bfloat16:
+        return 0
+    import bitsandbytes
+
+    if not bitsandbytes.functional.has_avx512bf16():
+        return 0
+    packed = 0
+    for layer in loaded.model.modules():
+        if not isinstance(layer, bitsandbytes.nn.Linear4bit) or not _packable(layer):
+            continue
+        layer.support_avx512bf16_for_cpu = True
+        with torch.no_grad():  # the layer packs itself when it is first used: now, not in the first utterance
+            layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
+        packed += 1
+    return packed
+
+
+def _packable(layer: Any) -> bool:
+    """Whether the kernel takes a layer of this shape: rows in blocks of 32, columns in whole quantisation blocks."""
+    return not layer.training and layer.out_features % 32 == 0 and layer.in_features % layer.weight.blocksize == 0
 
 
 def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> tuple[Any, Any]:

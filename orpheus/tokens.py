@@ -148,6 +148,11 @@ class TokenLayout:
         start = self.audio_start + slot * CODEBOOK_SIZE
         return range(start, start + CODEBOOK_SIZE)
 
+    def continuations(self, slot: int) -> tuple[range, ...]:
+        """The ids that may follow in `slot` of well-formed speech: its codes, and end_of_speech between two frames."""
+        end = range(self.end_of_speech, self.end_of_speech + 1)
+        return (self.slot_range(slot), end) if slot == 0 else (self.slot_range(slot),)
+
     @property
     def slot_size(self) -> int:
         """How many ids each slot has."""
