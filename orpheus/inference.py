@@ -128,9 +128,9 @@ class OrpheusInference:
         repetition_penalty: float = SamplingOptions.repetition_penalty,
         max_new_tokens: int = SamplingOptions.max_new_tokens,
         seed: int | None = None,
-        decoding: Decoding = SamplingOptions.decoding,
         output_dir: str | Path | None = None,
         overwrite: bool = False,
+        decoding: Decoding = SamplingOptions.decoding,
     ) -> list[Speech]:
         """Speak one text or several (as one batch), each to its own end.
 
@@ -138,10 +138,10 @@ class OrpheusInference:
             prompts: text with tags like <laugh>; 'voice: text' where the voice is a known one.
             voice: for texts without a 'voice: ' of their own. None: the voice the adapter was trained on.
             seed: row i draws from seed + i, so the same call gives the same audio. None: a fresh seed.
-            decoding: "strict" draws from the whole vocabulary and stops at an id that is no legal code; "framed" draws
-                only from codes that may stand there (`orpheus.config.Decoding` says where the two differ).
             output_dir: also write output_0.wav, output_1.wav, ... there, each as soon as it is finished;
                 numbering goes on after the files that exist unless `overwrite`.
+            decoding: "strict" draws from the whole vocabulary and stops at an id that is no legal code; "framed" draws
+                only from codes that may stand there (`orpheus.config.Decoding` says where the two differ).
         Returns:
             One Speech per prompt, in order.
         Raises:
