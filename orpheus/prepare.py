@@ -17,7 +17,7 @@ from orpheus.codec import SnacCodec
 from orpheus.config import CorpusOptions, PresetName, TrainOptions, resolve_preset
 from orpheus.corpus import encode_part, prepare
 from orpheus.encoding import Part
-from orpheus.launch import local_device, rank, world_size
+from orpheus.launch import rank, world_size
 from orpheus.model import has_gpu, load_tokenizer, pick_device
 from orpheus.prompt import Renderer
 from orpheus.tokens import TokenLayout
@@ -49,7 +49,7 @@ def main(options: PrepareOptions) -> None:
     """Recordings -> checked -> codes in the cache, and a report."""
     preset = resolve_preset(options.preset, has_gpu())
     tokenizer = load_tokenizer(options.base or preset.base)
-    codec = SnacCodec.load(options.codec or preset.codec, local_device(pick_device(options.device)))
+    codec = SnacCodec.load(options.codec or preset.codec, pick_device(options.device))
     chosen = replace(options.corpus, dataset=options.corpus.dataset or preset.dataset)
     renderer = Renderer(tokenizer, TokenLayout.from_tokenizer(tokenizer))
     part = Part.parse(options.shard) if options.shard else Part(rank(), world_size())
