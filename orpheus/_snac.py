@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -255,3 +256,64 @@ def snake(alpha: torch.Tensor) -> Pointwise:
 def _weights(conv: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias as plain tensors: weight normalisation is applied here, once, and not at each call."""
     return conv.weight.detach().clone(), None if conv.bias is None else conv.bias.detach().clone()
+
+
+def streaming_decoder(model: Any, kinds: Any) -> tuple[list[torch.Tensor], Chain]:
+    """SNAC's decoder as a stream: for each codebook the latents of its codes [4096, D], and the layers after them.
+
+    `kinds` is the module `snac.layers`.
+    """
+    noise_blocks = 0
+
+    def convert(module: Any) -> Any:
+        nonlocal noise_blocks
+        if isinstance(module, torch.nn.Sequential):
+            return Chain([convert(child) for child in module])
+        if isinstance(module, kinds.DecoderBlock):
+            return convert(module.block)
+        if isinstance(module, kinds.ResidualUnit):
+            return Residual(convert(module.block).layers)
+        if isinstance(module, kinds.NoiseBlock):
+            noise_blocks += 1
+            return Noise(module.linear, block=noise_blocks)
+        if isinstance(module, kinds.Snake1d):
+            return snake(module.alpha)
+        if isinstance(module, torch.nn.Conv1d):
+            return Conv(module)
+        if isinstance(module, torch.nn.ConvTranspose1d):
+            return Upsample(module)
+        if isinstance(module, torch.nn.Tanh):
+            return Pointwise(torch.tanh)
+        raise TypeError(f"SNAC's decoder has a layer that is unknown here: {type(module).__name__}")
+
+    with torch.inference_mode():
+        tables = [q.out_proj(q.codebook.weight.T[None])[0].T.contiguous() for q in model.quantizer.quantizers]
+        return tables, convert(model.decoder.model)
+
+
+def folded_encoder(model: Any, kinds: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """SNAC's encoder, [B, 1, N] -> [B, D, N / 512], with the same sums in the same order: the codes are the very same.
+
+    Weight normalisation is applied once, and the activations work in place: on a CPU they are half of SNAC's own time.
+    """
+
+    def convert(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        if isinstance(module, kinds.EncoderBlock):
+            return convert(module.block)
+        if isinstance(module, kinds.ResidualUnit):
+            inner = convert(module.block)
+            return lambda x: inner(x).add_(x)
+        if isinstance(module, torch.nn.Sequential):
+            steps = [convert(child) for child in module]
+            return lambda x: reduce(lambda y, step: step(y), steps, x)
+        if isinstance(module, kinds.Snake1d):
+            return snake(module.alpha).function
+        if isinstance(module, torch.nn.Conv1d):
+            weight, bias = _weights(module)
+            shape: dict[str, Any] = dict(
+                stride=module.stride, padding=module.padding, dilation=module.dilation, groups=module.groups
+            )
+            return lambda x: F.conv1d(x, weight, bias, **shape)
+        raise TypeError(f"SNAC's encoder has a layer that is unknown here: {type(module).__name__}")
+
+    return convert(model.encoder.block)

@@ -26,7 +26,7 @@ from orpheus.tokens import CODEBOOK_SIZE, LAYER_RATE, ORPHEUS, Codes
 if TYPE_CHECKING:
     import torch
 
-    from orpheus._snac import Chain, State
+    from orpheus._snac import State
 
 HOP_LENGTH = 512  # samples per latent: the product of SNAC's encoder rates 2, 4, 8, 8
 LATENTS_PER_FRAME = LAYER_RATE[-1]  # the finest layer has a code for each latent
@@ -44,7 +44,12 @@ class SnacCodec:
     def __init__(self, model: Any, name: str) -> None:
         _check_format(model, name)
         self._model = model.eval()
-        self._tables, self._decoder = _streaming_decoder(model)
+        from snac import layers
+
+        from orpheus._snac import folded_encoder, streaming_decoder
+
+        self._tables, self._decoder = streaming_decoder(model, layers)
+        self._encoder = folded_encoder(model, layers)
         self.name = name
         self.device: torch.device = self._tables[0].device
         if self.device.type == "cuda":
@@ -139,7 +144,8 @@ class SnacCodec:
         for batch in _batches([len(clip) for clip in clips], int(batch_seconds * SAMPLE_RATE_HZ)):
             audio = torch.from_numpy(np.stack([clips[index] for index in batch])[:, None])
             with torch.inference_mode():
-                layers = [layer.cpu().numpy() for layer in self._model.encode(audio.to(self.device))]
+                found = self._model.quantizer(self._encoder(audio.to(self.device)))[1]
+                layers = [layer.cpu().numpy() for layer in found]
             codes.update((index, Codes(*(layer[row] for layer in layers))) for row, index in enumerate(batch))
         return [codes[index] for index in range(len(clips))]
 
@@ -321,41 +327,6 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # a damaged file fails in many ways: EOFError, RuntimeError, SafetensorError
         raise UserError(f"{file} can't be read, it is damaged or incomplete ({error})") from error
-
-
-def _streaming_decoder(model: Any) -> tuple[list[torch.Tensor], Chain]:
-    """SNAC's decoder as a stream: for each codebook the latents of its codes [4096, D], and the layers after them."""
-    import torch
-    from snac import layers as snac_layers
-
-    from orpheus import _snac
-
-    noise_blocks = 0
-
-    def convert(module: Any) -> Any:
-        nonlocal noise_blocks
-        if isinstance(module, torch.nn.Sequential):
-            return _snac.Chain([convert(child) for child in module])
-        if isinstance(module, snac_layers.DecoderBlock):
-            return convert(module.block)
-        if isinstance(module, snac_layers.ResidualUnit):
-            return _snac.Residual(convert(module.block).layers)
-        if isinstance(module, snac_layers.NoiseBlock):
-            noise_blocks += 1
-            return _snac.Noise(module.linear, block=noise_blocks)
-        if isinstance(module, snac_layers.Snake1d):
-            return _snac.snake(module.alpha)
-        if isinstance(module, torch.nn.Conv1d):
-            return _snac.Conv(module)
-        if isinstance(module, torch.nn.ConvTranspose1d):
-            return _snac.Upsample(module)
-        if isinstance(module, torch.nn.Tanh):
-            return _snac.Pointwise(torch.tanh)
-        raise TypeError(f"SNAC's decoder has a layer that is unknown here: {type(module).__name__}")
-
-    with torch.inference_mode():
-        tables = [q.out_proj(q.codebook.weight.T[None])[0].T.contiguous() for q in model.quantizer.quantizers]
-        return tables, convert(model.decoder.model)
 
 
 def _check_codes(codes: Codes) -> None:

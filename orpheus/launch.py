@@ -6,6 +6,8 @@ It sets RANK, WORLD_SIZE and LOCAL_RANK as torchrun does, on one machine or on m
 from __future__ import annotations
 
 import os
+from functools import cache
+from typing import Any
 
 
 def rank() -> int:
@@ -31,8 +33,20 @@ def local_device(device: str) -> str:
 def wait_for_all() -> None:
     """Return when every process has come here; at once where there is only one."""
     if world_size() > 1:
-        import torch
-        from accelerate import PartialState
+        _state().wait_for_everyone()
 
-        # Told nothing, it takes processes without a GPU for independent ones and does not wait.
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+@cache
+def _state() -> Any:
+    import torch
+    from accelerate import PartialState
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        # accelerate calls each process's CPU 'cpu:0', and resuming asks torch.load to put tensors there, which it
+        # does not know how to do.
+        torch.serialization.register_package(
+            100, lambda storage: None, lambda storage, place: storage if place == "cpu:0" else None
+        )
+    # Told nothing, it takes processes without a GPU for independent ones and does not wait.
+    return PartialState(cpu=on_cpu)

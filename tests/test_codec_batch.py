@@ -13,7 +13,7 @@ from orpheus import _snac
 from orpheus import codec as codec_module
 from orpheus.codec import SAMPLES_PER_FRAME, SnacCodec
 from orpheus.errors import UserError
-from tests.codec_fixtures import TINY, tiny_snac
+from tests.codec_fixtures import TINY, speech_like, tiny_snac
 from tests.test_codec import TOLERANCE, random_codes
 
 
@@ -117,3 +117,9 @@ def test_weight_norm_is_folded_once():
         layer.parametrizations.weight.original0.mul_(5)  # SNAC itself would now sound otherwise
     assert np.array_equal(codec.decode(codes), before)
     assert len(before) == 2 * SAMPLES_PER_FRAME
+
+
+def test_the_folded_encoder_is_snacs_own_to_the_last_bit(codec):
+    sound = torch.from_numpy(speech_like(1.5, seed=5)[: 16 * SAMPLES_PER_FRAME])[None, None]
+    with torch.inference_mode():
+        assert torch.equal(codec._encoder(sound), tiny_snac().encoder(sound))
