@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_impossible_options_are_refused():
                  lambda: train.Options(contenders=("padded", "magic"))):  # fmt: skip
         with pytest.raises(UserError):
             make()
+
+
+def test_the_readme_s_and_the_makefile_s_commands_parse():
+    from orpheus.cli import parse
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.findall(r"python -m orpheus bench (\w+)([^\n#`]*)", text)
+    assert {name for name, _ in found} == set(bench.BENCHMARKS) and "\nmake bench " in text
+    for name, options in found:
+        if (ROOT / "benchmarks" / f"{name}.py").is_file():
+            parse(bench.find([name])[1].Options, options.split())
+    assert re.search(r"^bench:", text, re.MULTILINE)
 
 
 @pytest.mark.slow
