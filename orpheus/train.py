@@ -153,6 +153,14 @@ def _make_trainer(
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return LengthGrouped(train_set["length"], options.batch_size or 1, options.seed)
 
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            # transformers' own is a mean over batches: of short and long clips alike, and where several processes
+            # share an uneven set, with clips that fill it up.
+            output = super().evaluation_loop(*args, **kwargs)
+            if output.metrics and "eval_by_token" in output.metrics:
+                output.metrics["eval_loss"] = output.metrics.pop("eval_by_token")
+            return output
+
     if loaded.backend == "transformers" and lean_loss_available():  # Unsloth has one of its own
         use_lean_loss(loaded.model)
     on_gpu = loaded.device.type == "cuda"
@@ -194,7 +202,9 @@ def _make_trainer(
     )
 
     def by_slot(outcome: Any) -> dict[str, float]:
-        return losses_by_slot(outcome.predictions, outcome.label_ids, loaded.layout)
+        losses, labels = outcome.predictions, outcome.label_ids
+        mean = float(losses[:, 1:][labels[:, 1:] != IGNORE].mean())  # nobody predicts the first token
+        return losses_by_slot(losses, labels, loaded.layout) | {"by_token": mean}
 
     trainer = SpeechTrainer(
         model=loaded.model,
