@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
 
-.PHONY: help setup demo evaluate test smoke check format clean
+.PHONY: help setup demo evaluate test smoke bench check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,12 @@ test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
 
 smoke: $(VENV)/.ready  ## try every step once, each in a process of its own (tiny models; on a GPU: the published size)
 	$(BIN)/python benchmarks/gpu_smoke.py $(if $(filter-out 0,$(GPU)),,--device cpu --size tiny --out .cache/gpu_smoke_cpu.json)
+
+bench: $(VENV)/.ready  ## measure what a CPU can do: preparing, streaming, training, generating (a few minutes)
+	$(BIN)/python -m orpheus bench prepare --size mid --device cpu
+	$(BIN)/python -m orpheus bench stream --size mid --device cpu
+	$(BIN)/python -m orpheus bench train --size tiny --device cpu
+	$(BIN)/python -m orpheus bench generate --size tiny --device cpu
 
 check: $(VENV)/.ready-dev  ## format, lint, types
 	$(BIN)/ruff format --check $(CODE)

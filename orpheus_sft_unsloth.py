@@ -3,6 +3,7 @@
     python orpheus_sft_unsloth.py                                    # GPU: Orpheus-3B on Elise; CPU: the embedded demo
     python orpheus_sft_unsloth.py --dataset my_recordings            # your own voice
     python orpheus_sft_unsloth.py --epochs 3 --resume                # go on after an interruption
+    accelerate launch --multi_gpu --num_processes 8 orpheus_sft_unsloth.py --dataset my_recordings      # eight GPUs
 
 The adapter goes to lora_model/, a few spoken samples to generated_audio/.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import SftOptions, as_dict, filled, resumable
 from orpheus.errors import UserError
+from orpheus.launch import is_main, rank, wait_for_all, world_size
 
 
 def main(options: SftOptions) -> None:
@@ -26,10 +28,9 @@ def main(options: SftOptions) -> None:
     # 1. What to do: every option that was left open takes its preset's figure.
     options = filled(options, has_gpu())
     check_lora(options.lora)
-    print(
-        f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
-        f"data {options.corpus.dataset}"
-    )
+    if is_main():
+        print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
+              f"data {options.corpus.dataset}")  # fmt: skip
     if options.train.push_to_hub:
         from orpheus.upload import check_upload
 
@@ -41,15 +42,20 @@ def main(options: SftOptions) -> None:
 
     # 3. The recordings: checked, encoded to SNAC codes, rendered to token sequences.
     from orpheus.codec import SnacCodec
-    from orpheus.corpus import prepare
+    from orpheus.corpus import encode_part, prepare
+    from orpheus.encoding import Part
     from orpheus.prompt import Renderer
 
     codec = SnacCodec.load(options.model.codec, device=str(base.device))
     renderer = Renderer(base.tokenizer, base.layout, options.train.train_on)
-    corpus = prepare(options.corpus, codec, renderer, max_seq_length=options.train.max_seq_length,
-                     seed=options.train.seed)  # fmt: skip
-    print(corpus.summary())
-    corpus.save_report(options.output_dir / "corpus_report.txt")
+    longest = options.train.max_seq_length
+    if world_size() > 1:  # each process encodes its share; then all find all codes
+        encode_part(Part(rank(), world_size()), options.corpus, codec, renderer, max_seq_length=longest)
+        wait_for_all()
+    corpus = prepare(options.corpus, codec, renderer, max_seq_length=longest, seed=options.train.seed)
+    if is_main():
+        print(corpus.summary())
+        corpus.save_report(options.output_dir / "corpus_report.txt")
 
     # 4. The adapter, trained.
     from orpheus.checkpoints import remove_checkpoints
@@ -61,6 +67,8 @@ def main(options: SftOptions) -> None:
                      gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
     identity = {"base": base.base, "data": corpus.data_hash, **resumable(options)}
     summary = train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
+    if not is_main():
+        return  # all processes have the same adapter: one saves it and speaks
     print(summary)
     if summary.interrupted:
         summary.save(options.output_dir)

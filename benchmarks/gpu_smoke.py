@@ -67,8 +67,15 @@ STEPS = (
     Step("t4_peft", ("models",), gpu=True),
 )
 
-# Argument lists for `python -m orpheus bench`, each run as a step of its own after the others. There are none yet.
-BENCHMARKS: list[list[str]] = []
+# Argument lists for `python -m orpheus bench`, each run as a step of its own after the others; {size}, {device} and
+# {base} are filled in.
+SHARED = ["--size", "{size}", "--device", "{device}"]
+BENCHMARKS: list[list[str]] = [
+    ["generate", *SHARED, "--base", "{base}", "--batches", "1", "4", "16", "64", "--tokens", "140"],
+    ["stream", *SHARED],
+    ["prepare", *SHARED],
+    ["train", *SHARED, "--base", "{base}", "--load-in-4bit", "--gradient-checkpointing"],
+]
 
 
 @dataclass(frozen=True)
@@ -244,9 +251,20 @@ def main(options: Options) -> None:
                 limit_s = CPU_LIMIT_S if options.device == "cpu" else step.limit_s
                 record(step.name, run_step(command, options.work / f"{step.name}.log", limit_s))
         for arguments in BENCHMARKS:
-            command = [sys.executable, "-m", "orpheus", "bench", *arguments]
-            name = " ".join(["bench", *arguments])
-            record(name, run_step(command, options.work / f"{name.replace(' ', '_')}.log", 150))
+            size = "tiny" if options.size == "tiny" else "orpheus-3b"
+            filled = [a.format(size=size, device=settings.device, base=settings.base) for a in arguments]
+            name = " ".join(["bench", arguments[0]])
+            reason = None
+            if 60 * options.minutes - (time.monotonic() - started) <= 0:
+                reason = f"no time left of {options.minutes:g} minutes"
+            elif options.only:
+                reason = "not among --only"
+            if reason:
+                record(name, {"status": "skipped", "reason": reason})
+            else:
+                command = [sys.executable, "-m", "orpheus", "bench", *filled]
+                limit_s = CPU_LIMIT_S if options.device == "cpu" else 150
+                record(name, run_step(command, options.work / f"{name.replace(' ', '_')}.log", limit_s))
     except KeyboardInterrupt:
         print(f"interrupted: the steps so far are in {out}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

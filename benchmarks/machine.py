@@ -92,6 +92,8 @@ def commit() -> str:
 
 def command() -> str:
     """The command line of this program, from the repository's root."""
+    if sys.argv[0].startswith("python -m "):  # a verb of the package, which names itself so
+        return " ".join([sys.argv[0], shlex.join(sys.argv[1:])]).strip()
     script = os.path.relpath(sys.argv[0], ROOT) if sys.argv[0] else ""
     return shlex.join(["python", script, *sys.argv[1:]])
 

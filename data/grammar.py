@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from functools import cache
 
 TAGS = ("<laughs>", "<sighs>", "<gasps>", "<giggles>")
 TAG_PATTERN = re.compile(r"<[a-z]+>")
@@ -90,6 +91,13 @@ def sentence(rng: random.Random) -> str:
     return text
 
 
+def scrambled(rng: random.Random) -> str:
+    """Four to nine words of the grammar in any order: such a sentence can be spoken only by reading it."""
+    words = rng.choices(vocabulary(), k=rng.randint(4, 9))
+    comma = rng.randrange(1, len(words))
+    return " ".join(words[:comma]) + ", " + " ".join(words[comma:]) + "."
+
+
 def insert_tag(rng: random.Random, text: str, tag: str) -> str:
     """Put `tag` at the start, at the end or after a comma of `text`."""
     places = [0, len(text)] + 2 * [m.end() for m in re.finditer(",", text)]
@@ -133,6 +141,7 @@ def sentences(seed: int, count: int, tag_share: float, held_out: bool = False) -
     return list(found)
 
 
+@cache
 def vocabulary() -> list[str]:
     """Every word the grammar can say, sorted."""
     words: set[str] = set()

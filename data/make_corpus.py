@@ -50,7 +50,9 @@ def nonsense(rng: random.Random) -> str:
     return " ".join(words)
 
 
-def training_items(kind: str, seed: int, tag_share: float, held_out: bool) -> Iterator[tuple[int, str, str]]:
+def training_items(
+    kind: str, seed: int, tag_share: float, held_out: bool, scrambled_share: float
+) -> Iterator[tuple[int, str, str]]:
     """Endless (number, voice name or "", text) of the base or codec set; voice "" is an unnamed random speaker."""
     rng = random.Random(seed)
     names = ["tara", "leo", "dan", ""]
@@ -64,6 +66,10 @@ def training_items(kind: str, seed: int, tag_share: float, held_out: bool) -> It
         if kind == "codec" and rng.random() < 0.4:
             text = nonsense(rng)
             if rng.random() < 0.15:
+                text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
+        elif scrambled_share and rng.random() < scrambled_share:
+            text = grammar.scrambled(rng)
+            if rng.random() < tag_share / 2:
                 text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
         elif grammar.is_held_out(text) != held_out:
             continue
@@ -89,7 +95,7 @@ def make_training_set(args: argparse.Namespace) -> None:
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     wanted = int(args.hours * 3600 * 24_000)
-    items = training_items(args.kind, args.seed, args.tags, args.held_out)
+    items = training_items(args.kind, args.seed, args.tags, args.held_out, args.scrambled)
     done, chunk = 0, 400
     with (
         ProcessPoolExecutor(args.workers) as pool,
@@ -188,6 +194,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, help="significant bits of a sample in these two (default 10, for test 9)")
     parser.add_argument("--hours", type=float, default=1.0, help="hours of the base or codec set")
     parser.add_argument("--tags", type=float, default=0.5, help="share of base or codec sentences with a tag")
+    parser.add_argument("--scrambled", type=float, default=0.0, help="share of base sentences with words in any order")
     parser.add_argument("--held-out", action="store_true", help="make a test set from the held-out sentences")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()

@@ -19,6 +19,8 @@ from orpheus.prompt import Renderer
 from orpheus.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
 
 SLOT_WEIGHT = 5.0
+LAYER_WEIGHT = (2.5, 1.25, 0.5)  # of the three codebooks: what is said is in the first two, the last is mostly noise
+HIDDEN_SHARE = 0.6  # most of the earlier frames that are hidden from the model in training
 WIDTH_STEP = 32  # batches are padded to multiples of it: few shapes for the compiler
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
 
@@ -157,17 +159,31 @@ class TinyModel:
             losses = losses.index_put((at,), loss)
         return losses
 
+    def hide_frames(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """`ids` with some frames covered by `pad`, another share in each row, none in a quarter of them.
+
+        A model that sees all earlier speech learns to guess how it goes on, and reads the text late or never.
+        """
+        frame = (slots == 0).cumsum(1)
+        share = (torch.rand(len(ids), 1, device=ids.device) * 4 / 3 - 1 / 3).clamp(min=0) * HIDDEN_SHARE
+        covered = torch.rand(len(ids), slots.shape[1] + 1, device=ids.device) < share
+        covered = covered.gather(1, frame) & (slots >= 0) & (slots != STOP)
+        return torch.cat([ids[:, :1], ids[:, 1:].masked_fill(covered, self.layout.pad)], 1)
+
     def loss(self, ids: Tensor, slots: Tensor, full_share: float) -> Tensor:
         """Mean loss; `slots` [B, T - 1] holds the slot of each target ids[:, 1:], or NO_TARGET, or STOP."""
-        h, targets, kinds = self.hidden(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), slots.flatten()
+        seen = self.hide_frames(ids, slots)
+        h, targets, kinds = self.hidden(seen)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), slots.flatten()
         use = kinds != NO_TARGET
         h, targets, kinds = h[use], targets[use], kinds[use]
         # End_of_speech is chosen against the whole vocabulary, so where it might come (slot 0) is as well.
         full = (torch.rand(len(kinds), device=kinds.device) < full_share) | (kinds == STOP) | (kinds == 0)
-        loss = self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT).sum()
+        weights = torch.tensor([LAYER_WEIGHT[layer] for layer in SLOT_LAYER] + [LAYER_WEIGHT[0]], device=kinds.device)
+        weights = weights[kinds]
+        loss = self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT) @ weights[full]
         if not bool(full.all()):
-            loss = loss + self._by_slot(h[~full], targets[~full], kinds[~full]).sum()
-        return loss / len(kinds)
+            loss = loss + self._by_slot(h[~full], targets[~full], kinds[~full]) @ weights[~full]
+        return loss / weights.sum()
 
     @torch.no_grad()
     def evaluate(self, data: Sequences) -> tuple[float, list[float], float]:

@@ -185,7 +185,8 @@ def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
         y = model.decoder(z)[:, 0]
         x, y = x[:, 2 * HOP : -2 * HOP], y[:, 2 * HOP : -2 * HOP]  # the ends lack their context
         error, wave = spectral(y, x), (y - x).abs().mean()
-        stage.update(error + args.wave_weight * wave, [float(error), float(wave)], constant_share=0.4)
+        figures = [float(v.detach()) for v in (error, wave)]
+        stage.update(error + args.wave_weight * wave, figures, constant_share=0.4)
         if stage.save(at_most_every_s=180):
             save_codec(model, args.out)
     stage.save()

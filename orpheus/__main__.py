@@ -16,9 +16,11 @@ VERBS = {
     "train": ("orpheus_sft_unsloth", "fine-tune a voice: the same as python orpheus_sft_unsloth.py"),
     "speak": ("inference", "speak texts with a voice: the same as python inference.py"),
     "evaluate": ("orpheus.evaluate", "measure a voice: words, pitch, tags, stopping, speed"),
+    "bench": ("orpheus.bench", "measure this machine: bench prepare, train, generate or stream"),
     "doctor": ("orpheus.doctor", "what this machine has, what is missing, and how to get it"),
 }
-"""Each verb's module, imported only when it is chosen, and what it does. A module has `main(options: SomeOptions)`."""
+"""Each verb's module, imported only when it is chosen, and what it does. A module has `main(options: SomeOptions)`;
+that of `bench` finds the module of the benchmark that is named."""
 SCRIPTS = ("orpheus_sft_unsloth", "inference")  # they lie beside the package, not in it
 
 
@@ -29,10 +31,24 @@ def main(arguments: Sequence[str]) -> None:
         print("usage: python -m orpheus VERB [options]\n")
         print("\n".join(f"  {name:10}{line}" for name, (_, line) in VERBS.items()))
         return
+    if verb == "bench":
+        return measure(rest)
     with one_line_errors():
         module, options = load(verb)
     sys.argv = [f"python -m orpheus {verb}", *rest]
     run(module.main, options, module.__doc__)
+
+
+def measure(arguments: Sequence[str]) -> None:
+    """Run one benchmark with its arguments; without any, list them."""
+    from orpheus import bench
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return print(bench.usage())
+    with one_line_errors():
+        name, module = bench.find(arguments)
+    sys.argv = [f"python -m orpheus bench {name}", *arguments[1:]]
+    run(module.main, get_type_hints(module.main)["options"], module.__doc__)
 
 
 def load(verb: str) -> tuple[ModuleType, type]:

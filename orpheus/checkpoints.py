@@ -52,12 +52,17 @@ def stop_on_interrupt() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, previous)
 
 
-def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint to go on from, or None to start. UserError if what is there is another run's."""
+def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any], writes: bool = True) -> Path | None:
+    """The newest whole checkpoint to go on from, or None to start. UserError if what is there is another run's.
+
+    To start, what is there is deleted and this run's identity written down, unless another process `writes`.
+    """
     # The trainer's state is written last: a checkpoint without it was cut off while saving.
     whole = {int(p.parent.name[11:]): p.parent for p in folder.glob("checkpoint-*/trainer_state.json")
              if p.parent.name[11:].isdecimal()}  # fmt: skip
     newest = whole[max(whole)] if whole else None
+    if newest is None and not writes:
+        return None
     if newest is None:
         if resume:
             log.info("there is no checkpoint in %s to resume: starting from the beginning", folder)

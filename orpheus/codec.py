@@ -26,7 +26,7 @@ from orpheus.tokens import CODEBOOK_SIZE, LAYER_RATE, ORPHEUS, Codes
 if TYPE_CHECKING:
     import torch
 
-    from orpheus._snac import Chain
+    from orpheus._snac import State
 
 HOP_LENGTH = 512  # samples per latent: the product of SNAC's encoder rates 2, 4, 8, 8
 LATENTS_PER_FRAME = LAYER_RATE[-1]  # the finest layer has a code for each latent
@@ -35,6 +35,7 @@ SAMPLES_PER_FRAME = HOP_LENGTH * LATENTS_PER_FRAME
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference; the published codec has the second
 DECODE_FRAMES = 16  # frames that `decode` computes at a time: bounds its memory, and is fastest on a CPU (caches)
+ROWS_ON_CPU = 4  # streams that a CPU computes as one batch: the weights are read once for all; more leave the caches
 
 
 class SnacCodec:
@@ -43,7 +44,12 @@ class SnacCodec:
     def __init__(self, model: Any, name: str) -> None:
         _check_format(model, name)
         self._model = model.eval()
-        self._tables, self._decoder = _streaming_decoder(model)
+        from snac import layers
+
+        from orpheus._snac import folded_encoder, streaming_decoder
+
+        self._tables, self._decoder = streaming_decoder(model, layers)
+        self._encoder = folded_encoder(model, layers)
         self.name = name
         self.device: torch.device = self._tables[0].device
         if self.device.type == "cuda":
@@ -138,7 +144,8 @@ class SnacCodec:
         for batch in _batches([len(clip) for clip in clips], int(batch_seconds * SAMPLE_RATE_HZ)):
             audio = torch.from_numpy(np.stack([clips[index] for index in batch])[:, None])
             with torch.inference_mode():
-                layers = [layer.cpu().numpy() for layer in self._model.encode(audio.to(self.device))]
+                found = self._model.quantizer(self._encoder(audio.to(self.device)))[1]
+                layers = [layer.cpu().numpy() for layer in found]
             codes.update((index, Codes(*(layer[row] for layer in layers))) for row, index in enumerate(batch))
         return [codes[index] for index in range(len(clips))]
 
@@ -157,6 +164,61 @@ class SnacCodec:
         """A decoder for one sequence, fed as its codes arrive. `seed`: any integer >= 0."""
         return StreamingDecoder(self, seed)
 
+    def push_many(self, streams: Sequence[StreamingDecoder], codes: Sequence[Codes]) -> list[np.ndarray]:
+        """Push T_i >= 0 whole frames into each of B different streams of this codec; -> each one's float32 [n_i].
+
+        The same as `stream.push(codes)` for each of them (within 1e-6), in fewer and larger steps: streams that
+        get the same number of frames and stand at the same place of their course are computed as one batch. From
+        the third frame on all stand at the same place, so the streams may have begun at different times.
+
+        Raises UserError as `push`, before any stream has moved on, and for a stream that is given twice.
+        """
+        import torch
+
+        if len({id(stream) for stream in streams}) != len(streams) or len(streams) != len(codes):
+            raise UserError(
+                f"push_many got {len(streams)} streams and {len(codes)} codes: expected as many, and no stream twice"
+            )
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (stream, layers) in enumerate(zip(streams, codes, strict=True)):
+            assert stream._codec is self, "the stream of another codec"
+            stream._expect_open()
+            _check_codes(layers)
+            if len(layers[0]):
+                groups.setdefault((len(layers[0]), *stream._state.place), []).append(index)
+        samples = [np.zeros(0, np.float32) for _ in streams]
+        at_once = ROWS_ON_CPU if self.device.type == "cpu" else max(1, len(streams))
+        for (frames, *_), group in groups.items():
+            for rows in (group[i : i + at_once] for i in range(0, len(group), at_once)):
+                together = [streams[row] for row in rows]
+                with torch.inference_mode():
+                    latents = self._latents([codes[row] for row in rows])
+                    out = self._push(latents, [stream._state for stream in together])[:, 0].float().cpu().numpy()
+                for row, stream, audio in zip(rows, together, out, strict=True):
+                    stream.frames += frames
+                    samples[row] = audio
+        return samples
+
+    def _latents(self, codes: Sequence[Codes]) -> torch.Tensor:
+        """What the decoder reads, [B, D, 4T], for B sequences of T frames."""
+        import torch
+
+        latents: Any = 0
+        for layer, table, stride in zip(zip(*codes, strict=True), self._tables, STRIDES, strict=True):
+            indices = torch.as_tensor(np.stack(layer).astype(np.int64), device=table.device)
+            latents = latents + table[indices].repeat_interleave(stride, 1)
+        return latents.transpose(1, 2)
+
+    def _push(self, latents: torch.Tensor, states: list[State]) -> torch.Tensor:
+        if len(states) == 1:
+            return self._decoder.push(latents, states[0], last=False)
+        from orpheus._snac import stack, unstack
+
+        batch = stack(states)
+        out = self._decoder.push(latents, batch, last=False)
+        unstack(batch, states)
+        return out
+
 
 class StreamingDecoder:
     """Decodes one sequence as it arrives: `push` frames, then `finish`.
@@ -174,7 +236,7 @@ class StreamingDecoder:
         if seed < 0:
             raise UserError(f"the seed is {seed}, expected an integer >= 0")
         self._codec = codec
-        self._stage = codec._decoder.stream(seed)
+        self._state = codec._decoder.start(seed)
         self._finished = False
         self.frames = 0  # taken so far
 
@@ -183,20 +245,7 @@ class StreamingDecoder:
 
         Raises UserError as `SnacCodec.decode`, and after `finish`.
         """
-        import torch
-
-        self._expect_open()
-        _check_codes(codes)
-        frames = len(codes[0])
-        if not frames:
-            return np.zeros(0, np.float32)
-        latents: Any = 0
-        with torch.inference_mode():
-            for layer, table, stride in zip(codes, self._codec._tables, STRIDES, strict=True):
-                indices = torch.as_tensor(np.asarray(layer, np.int64), device=table.device)
-                latents = latents + table[indices].repeat_interleave(stride, 0)
-            self.frames += frames
-            return self._samples(latents.T[None], last=False)
+        return self._codec.push_many([self], [codes])[0]
 
     def finish(self) -> np.ndarray:
         """End the sequence; returns the remaining samples, float32 [m]. Nothing can be pushed afterwards."""
@@ -208,10 +257,8 @@ class StreamingDecoder:
 
         table = self._codec._tables[0]
         with torch.inference_mode():
-            return self._samples(table.new_zeros(1, table.shape[1], 0), last=True)
-
-    def _samples(self, latents: torch.Tensor, last: bool) -> np.ndarray:
-        return self._stage(latents, last)[0, 0].float().cpu().numpy()
+            rest = self._codec._decoder.push(table.new_zeros(1, table.shape[1], 0), self._state, last=True)
+            return rest[0, 0].float().cpu().numpy()
 
     def _expect_open(self) -> None:
         if self._finished:
@@ -280,41 +327,6 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except Exception as error:  # a damaged file fails in many ways: EOFError, RuntimeError, SafetensorError
         raise UserError(f"{file} can't be read, it is damaged or incomplete ({error})") from error
-
-
-def _streaming_decoder(model: Any) -> tuple[list[torch.Tensor], Chain]:
-    """SNAC's decoder as a stream: for each codebook the latents of its codes [4096, D], and the layers after them."""
-    import torch
-    from snac import layers as snac_layers
-
-    from orpheus import _snac
-
-    noise_blocks = 0
-
-    def convert(module: Any) -> Any:
-        nonlocal noise_blocks
-        if isinstance(module, torch.nn.Sequential):
-            return _snac.Chain([convert(child) for child in module])
-        if isinstance(module, snac_layers.DecoderBlock):
-            return convert(module.block)
-        if isinstance(module, snac_layers.ResidualUnit):
-            return _snac.Residual(convert(module.block).layers)
-        if isinstance(module, snac_layers.NoiseBlock):
-            noise_blocks += 1
-            return _snac.Noise(module.linear, block=noise_blocks)
-        if isinstance(module, snac_layers.Snake1d):
-            return _snac.snake(module.alpha)
-        if isinstance(module, torch.nn.Conv1d):
-            return _snac.Conv(module)
-        if isinstance(module, torch.nn.ConvTranspose1d):
-            return _snac.Upsample(module)
-        if isinstance(module, torch.nn.Tanh):
-            return _snac.Pointwise(torch.tanh)
-        raise TypeError(f"SNAC's decoder has a layer that is unknown here: {type(module).__name__}")
-
-    with torch.inference_mode():
-        tables = [q.out_proj(q.codebook.weight.T[None])[0].T.contiguous() for q in model.quantizer.quantizers]
-        return tables, convert(model.decoder.model)
 
 
 def _check_codes(codes: Codes) -> None:

@@ -4,7 +4,8 @@
 
 A clip is used whole or not at all. One that does not fit into `max_seq_length` is reported, never cut: cutting
 takes end_of_speech away, and the model learns never to stop. No clip's codes are changed: dropping frames that
-repeat would drop duration. At most `WINDOW_S` of audio is held at a time, so a data set may be of any size.
+repeat would drop duration. At most two windows of audio are held at a time (`encoding`), so a data set may be of any
+size, and many processes may each encode a part of it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import json
 import math
 import re
 import statistics
-import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +26,17 @@ import numpy as np
 
 from orpheus import audio
 from orpheus.config import CorpusOptions
+from orpheus.encoding import Encoder, Part, frames_of, read_ahead
 from orpheus.errors import UserError
 from orpheus.prompt import Example, Renderer, check_text, check_voice, tag_census, tag_warnings
-from orpheus.sources import Progress, Record, open_source
-from orpheus.tokens import FRAME_SLOTS, ORPHEUS, Codes
+from orpheus.sources import Progress, Record, Source, open_source
+from orpheus.tokens import FRAME_SLOTS, Codes
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from orpheus.codec import SnacCodec
 
-WINDOW_S = 1800.0  # audio held (173 MB) before it is encoded: a GPU takes clips with the same number of frames at once
-BATCH_S = 60.0  # audio in one call of the codec; each call's codes are kept at once
 LOUDNESS_RANGE_DB = 12.0  # a clip this far from the median loudness is worth a look
 LISTED = 5  # how many names a line of the summary lists
 
@@ -149,33 +148,63 @@ def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max
     UserError: an option is out of range, the data set can't be opened, no clip is fit, a larger share of them than
     `options.max_rejected` is unfit (the message names the report), or the cache can't be written.
     """
-    _check_options(options)
-    source = open_source(options, dataset)
-    clips: list[Clip] = []
-    rejections: list[Rejection] = []
-    with contextlib.closing(Progress(source.count, progress)) as shown:
-        encoder = _Encoder(codec, Path(options.cache_dir), shown)
-        for record in source.records():
-            try:
-                clip, samples = check_record(record, codec, renderer, options.min_seconds, max_seq_length)
-            except Unfit as unfit:
-                rejections.append(Rejection(record.name, unfit.reason, str(unfit)))
-                shown.add(0.0)
-                continue
-            clips.append(clip)
-            if len(rejections) / source.count <= options.max_rejected:  # else the run fails: only the report is left
-                encoder.add(clip.key, samples)
-        corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
-        _refuse_too_many(corpus, options)
-        encoder.flush()
+    source = _open(options, dataset)
+    clips, rejections, codes = _read(source, Part(), options, codec, renderer, max_seq_length, progress)
+    corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
     held_out = _held_out([clip.text for clip in clips], options.validation_share, seed)
     parts: tuple[list[Clip], list[Clip]] = ([], [])
     for index, clip in enumerate(clips):
         parts[index in held_out].append(clip)
     train, validation = (
-        _table(renderer.example(clip.text, encoder.codes[clip.key], clip.voice) for clip in part) for part in parts
+        _table(renderer.example(clip.text, codes[clip.key], clip.voice) for clip in part) for part in parts
     )
     return replace(corpus, train=train, validation=validation)
+
+
+def encode_part(part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max_seq_length: int,
+                dataset: Any = None, progress: bool = True) -> tuple[list[Clip], list[Rejection]]:  # fmt: skip
+    """Read, check and encode a part of what `prepare` would, into the same cache; -> its clips and rejections.
+
+    When every part is done, `prepare` reads and checks the whole and finds all codes. How many clips may be unfit is
+    for it to judge. UserError as there.
+    """
+    clips, rejections, _ = _read(_open(options, dataset), part, options, codec, renderer, max_seq_length, progress)
+    return clips, rejections
+
+
+def _open(options: CorpusOptions, dataset: Any) -> Source:
+    _check_options(options)
+    return open_source(options, dataset)
+
+
+def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer,
+          max_seq_length: int, progress: bool) -> tuple[list[Clip], list[Rejection], dict[str, Codes]]:  # fmt: skip
+    """The part's clips and rejections in order, and the codes by key."""
+    clips: list[Clip] = []
+    rejections: list[Rejection] = []
+    whole = part.count == 1
+    with (
+        contextlib.closing(Progress(part.size(source.count), progress)) as shown,
+        Encoder(codec, Path(options.cache_dir), shown) as encoder,
+        contextlib.closing(read_ahead(part.of(source.records()), lambda r: read_recording(r, options.min_seconds))) as
+        recordings,
+    ):  # fmt: skip
+        for record, recording in recordings:
+            try:
+                clip, samples = check_record(record, codec, renderer, options.min_seconds, max_seq_length, recording)
+            except Unfit as unfit:
+                rejections.append(Rejection(record.name, unfit.reason, str(unfit)))
+                shown.add(0.0)
+                continue
+            clips.append(clip)
+            # With too many unfit ones the run fails, and only the report is left.
+            if not whole or len(rejections) / source.count <= options.max_rejected:
+                encoder.add(clip.key, samples)
+        if whole:
+            corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
+            _refuse_too_many(corpus, options)
+        encoder.flush()
+    return clips, rejections, encoder.codes
 
 
 def _check_options(options: CorpusOptions) -> None:
@@ -190,14 +219,18 @@ def _check_options(options: CorpusOptions) -> None:
             raise UserError(f"{name} is {getattr(options, name)}, expected {expected}")
 
 
-def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float,
-                 max_seq_length: float) -> tuple[Clip, np.ndarray]:  # fmt: skip
-    """The clip and its samples, float32 [N] at 24 kHz; raises Unfit."""
-    text, voice = _text(record.text), _voice(record.voice)
-    try:
-        overhead = len(renderer.example(text, Codes.concatenate([]), voice).input_ids)
-    except UserError as error:  # a control token written out in the text
-        raise Unfit("bad text", error) from error
+@dataclass(frozen=True)
+class Recording:
+    """A clip's samples, float32 [N] at 24 kHz, and what was found out about them."""
+
+    samples: np.ndarray
+    findings: tuple[str, ...]
+    loudness_db: float
+    key: str
+
+
+def read_recording(record: Record, min_seconds: float) -> Recording:
+    """Read a recording and check it; raises Unfit. Safe in any thread."""
     try:
         samples = record.samples()
         findings = audio.check(samples, min_s=min_seconds, name=record.name)
@@ -205,19 +238,31 @@ def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_secon
         raise Unfit("unreadable" if problem.reason == "missing" else problem.reason, problem) from problem
     except UserError as error:
         raise Unfit("unreadable", error) from error
-    seconds = len(samples) / audio.SAMPLE_RATE_HZ
-    tokens = overhead + FRAME_SLOTS * _frames(samples, codec)
+    loudness_db = 10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))))
+    key = hashlib.sha256(samples.astype("<f4").tobytes()).hexdigest()
+    return Recording(samples, tuple(map(str, findings)), loudness_db, key)
+
+
+def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float, max_seq_length: float,
+                 recording: Callable[[], Recording] | None = None) -> tuple[Clip, np.ndarray]:  # fmt: skip
+    """The clip and its samples, float32 [N] at 24 kHz; raises Unfit.
+
+    `recording` gives what `read_recording` found where that ran before; else it is read here.
+    """
+    text, voice = _text(record.text), _voice(record.voice)
+    try:
+        overhead = len(renderer.example(text, Codes.concatenate([]), voice).input_ids)
+    except UserError as error:  # a control token written out in the text
+        raise Unfit("bad text", error) from error
+    read = recording() if recording else read_recording(record, min_seconds)
+    seconds = len(read.samples) / audio.SAMPLE_RATE_HZ
+    tokens = overhead + FRAME_SLOTS * frames_of(read.samples, codec)
     if tokens > max_seq_length:
         room_s = (max_seq_length - overhead) // FRAME_SLOTS * codec.samples_per_frame / audio.SAMPLE_RATE_HZ
         room = f"{max_seq_length} hold {max(room_s, 0):.1f} s with this text"
         raise Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
-    loudness_db = 10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))))
-    key = hashlib.sha256(samples.astype("<f4").tobytes()).hexdigest()
-    return Clip(record.name, text, voice, seconds, tokens, loudness_db, key, tuple(map(str, findings))), samples
-
-
-def _frames(samples: np.ndarray, codec: SnacCodec) -> int:
-    return math.ceil(len(samples) / codec.samples_per_frame)
+    clip = Clip(record.name, text, voice, seconds, tokens, read.loudness_db, read.key, read.findings)
+    return clip, read.samples
 
 
 def _missing(cell: Any) -> bool:
@@ -244,72 +289,6 @@ def _voice(cell: Any) -> str | None:
         return check_voice(str(cell).strip(), ())
     except UserError as error:
         raise Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
-
-
-class _Encoder:
-    """Codes by content key, from the cache or from the codec. One small file a clip: what is encoded stays encoded."""
-
-    def __init__(self, codec: SnacCodec, cache_dir: Path, shown: Progress) -> None:
-        self.codec = codec
-        self.shown = shown
-        self.codes: dict[str, Codes] = {}  # int16, 165 bytes a second of speech
-        self._waiting: dict[str, np.ndarray] = {}
-        self._folder = cache_dir / codec.identity
-        # Backup programs know this file (bford.info/cachedir); and a cache that can't be written shows at once.
-        with audio.atomic_path(cache_dir / "CACHEDIR.TAG", overwrite=True) as partial:
-            partial.write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
-
-    def add(self, key: str, samples: np.ndarray) -> None:
-        """See to it that `codes[key]` is there after the next `flush`."""
-        if key not in self.codes and key not in self._waiting:
-            cached = _read_codes(self._path(key))
-            if cached is None or cached.frames != _frames(samples, self.codec):
-                self._waiting[key] = samples
-                if sum(map(len, self._waiting.values())) >= WINDOW_S * audio.SAMPLE_RATE_HZ:
-                    self.flush()
-                return
-            self.codes[key] = cached
-        self.shown.add(len(samples) / audio.SAMPLE_RATE_HZ)
-
-    def flush(self) -> None:
-        """Encode what is waiting, in pieces of BATCH_S, and keep each piece."""
-        lengths = {key: len(samples) for key, samples in self._waiting.items()}
-        for batch in _batches(lengths, int(BATCH_S * audio.SAMPLE_RATE_HZ)):
-            for key, codes in zip(batch, self.codec.encode([self._waiting[key] for key in batch]), strict=True):
-                assert codes.frames == _frames(self._waiting[key], self.codec), "the length check relies on it"
-                self.codes[key] = Codes(*(np.asarray(layer).astype(np.int16) for layer in codes))
-                with audio.atomic_path(self._path(key), overwrite=True) as partial:
-                    np.savez(partial, **self.codes[key]._asdict())
-                self.shown.add(lengths[key] / audio.SAMPLE_RATE_HZ)
-        self._waiting.clear()
-
-    def _path(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.npz"
-
-
-def _read_codes(path: Path) -> Codes | None:
-    """Cached codes, or None where there are none or the file is damaged (zip files carry a checksum)."""
-    try:
-        with np.load(path, allow_pickle=False) as layers:
-            codes = Codes(*(layers[name] for name in Codes._fields))
-        ORPHEUS.flatten(codes)  # for its checks of types, lengths and ranges
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-        return None
-    return codes
-
-
-def _batches(lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    """Keys in groups whose lengths add up to `most` at most (or of one key), the shortest first."""
-    batch: list[str] = []
-    total = 0
-    for key in sorted(lengths, key=lambda k: lengths[k]):
-        if batch and total + lengths[key] > most:
-            yield batch
-            batch, total = [], 0
-        batch.append(key)
-        total += lengths[key]
-    if batch:
-        yield batch
 
 
 def _refuse_too_many(corpus: Corpus, options: CorpusOptions) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from orpheus.config import BASE_VOICES
 from orpheus.errors import MissingPackage, UserError
 from orpheus.hub import fetch, local_folder, portable_name
+from orpheus.launch import local_device, world_size
 from orpheus.provenance import Provenance
 from orpheus.tokens import TokenLayout
 
@@ -62,13 +63,17 @@ def free_memory() -> None:
 
 
 def pick_device(device: str) -> str:
-    """'auto' is cuda where present, else cpu. UserError for another name, and for a GPU that is not there."""
+    """'auto' is cuda where present, else cpu. UserError for another name, and for a GPU that is not there.
+
+    Under `accelerate launch` 'cuda' is the process's own GPU.
+    """
     import re
 
     import torch
 
     if device == "auto":
-        return "cuda" if has_gpu() else "cpu"
+        device = "cuda" if has_gpu() else "cpu"
+    device = local_device(device)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"unknown device '{device}': expected auto, cpu, cuda or cuda:N")
     if device != "cpu" and not has_gpu():
@@ -121,7 +126,8 @@ def load_base(
     Args:
         base: hub id, or a folder with config.json, safetensors and the tokenizer.
         load_in_4bit: quantise the linear layers to NF4 with double quantisation (bitsandbytes).
-        backend: "unsloth", "transformers", or "auto": Unsloth with a CUDA GPU.
+        backend: "unsloth", "transformers", or "auto": Unsloth with a CUDA GPU, but transformers where several
+            processes share the work (`accelerate launch`).
         dtype: torch dtype of the weights (and of the arithmetic in 4 bit); None chooses for the device, and on a
             CPU for the size: float32, but bfloat16 from a billion parameters on.
     Raises:
@@ -131,7 +137,9 @@ def load_base(
     # On CPU bitsandbytes (which peft imports too) warns of an optional kernel package; the user need not do anything.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if backend == "auto":
-        backend = "unsloth" if device.startswith("cuda") else "transformers"
+        backend = "unsloth" if device.startswith("cuda") and world_size() == 1 else "transformers"
+    if backend == "unsloth" and world_size() > 1:
+        raise UserError("several processes are for the transformers back end: leave out --backend unsloth")
     folder = local_folder(base, "base model")
     source = str(folder or base)
     if load_in_4bit:

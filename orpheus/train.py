@@ -22,6 +22,8 @@ from orpheus.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from orpheus.checkpoints import Interrupt, find_checkpoint, stop_on_interrupt
 from orpheus.config import TrainOptions
 from orpheus.errors import UserError, disk_errors
+from orpheus.launch import is_main, wait_for_all, world_size
+from orpheus.losses import lean_loss_available, use_lean_loss
 from orpheus.model import LoadedModel
 from orpheus.prompt import IGNORE
 from orpheus.provenance import write_json
@@ -89,6 +91,9 @@ def train(
 ) -> TrainSummary:
     """Train the adapter on `loaded` in place.
 
+    Under `accelerate launch` each process calls this with the same arguments: they share each step's batches, and all
+    end with the same adapter. The first one writes the files.
+
     Args:
         loaded: a base with a trainable adapter (`model.add_lora`).
         train_set, validation_set: columns input_ids, labels (lists of int, equal lengths) and length; the
@@ -108,7 +113,11 @@ def train(
             "packing is for the transformers back end, and Unsloth is in use: leave out --packing, "
             "or choose --backend transformers"
         )
-    checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity)
+    if is_main():  # the others look at what it has cleaned up
+        checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity)
+    wait_for_all()
+    if not is_main():
+        checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity, writes=False)
     trainer = _make_trainer(loaded, train_set, validation_set, options, folder)
     started = time.perf_counter()
     keep = "earlier checkpoints are kept, go on with --resume when there is space"
@@ -144,6 +153,16 @@ def _make_trainer(
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return LengthGrouped(train_set["length"], options.batch_size or 1, options.seed)
 
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            # transformers' own is a mean over batches: of short and long clips alike, and where several processes
+            # share an uneven set, with clips that fill it up.
+            output = super().evaluation_loop(*args, **kwargs)
+            if output.metrics and "eval_by_token" in output.metrics:
+                output.metrics["eval_loss"] = output.metrics.pop("eval_by_token")
+            return output
+
+    if loaded.backend == "transformers" and lean_loss_available():  # Unsloth has one of its own
+        use_lean_loss(loaded.model)
     on_gpu = loaded.device.type == "cuda"
     has_validation = len(validation_set) > 0
     arguments: dict[str, Any] = dict(
@@ -177,12 +196,15 @@ def _make_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,  # trl's would cut the end of speech off
         dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False if world_size() > 1 else None,
         disable_tqdm=True,
         push_to_hub=False,
     )
 
     def by_slot(outcome: Any) -> dict[str, float]:
-        return losses_by_slot(outcome.predictions, outcome.label_ids, loaded.layout)
+        losses, labels = outcome.predictions, outcome.label_ids
+        mean = float(losses[:, 1:][labels[:, 1:] != IGNORE].mean())  # nobody predicts the first token
+        return losses_by_slot(losses, labels, loaded.layout) | {"by_token": mean}
 
     trainer = SpeechTrainer(
         model=loaded.model,
@@ -216,12 +238,17 @@ def _tensorboard(folder: Path) -> list[str]:
 
 
 def token_losses(logits: Any, labels: Any) -> Any:
-    """The loss of each token, float32 [B, T] (0 at the first and at ignored ones), instead of logits [B, T, V]."""
+    """The loss of each token, float32 [B, T] (0 at the first and at ignored ones), instead of logits [B, T, V].
+
+    Where the model gave the losses themselves (`use_lean_loss`), they are returned as they are.
+    """
     import torch
     import torch.nn.functional as F
 
     if isinstance(logits, tuple):
         logits = logits[0]
+    if logits.dim() == 2:
+        return logits
     losses = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
     for start in range(0, labels.shape[1] - 1, NLL_ROWS):
         end = min(start + NLL_ROWS, labels.shape[1] - 1)
@@ -271,7 +298,7 @@ def _progress(interrupt: Interrupt) -> Any:
             logs = logs or {}
             if self.bar is not None and "loss" in logs:
                 self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-            if "eval_loss" in logs:
+            if "eval_loss" in logs and is_main():
                 slots = " ".join(f"{logs[k]:.2f}" for k in sorted(logs) if k.startswith("eval_slot_"))
                 tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.3f} (by slot {slots})")
 

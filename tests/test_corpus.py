@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orpheus import corpus, sources
+from orpheus import corpus, encoding, sources
 from orpheus.config import CorpusOptions
 from orpheus.errors import UserError
 from orpheus.prompt import IGNORE, Renderer
@@ -195,7 +195,7 @@ def bad_and_good(bad: int, good: int) -> datasets.Dataset:
 
 
 def test_a_fifth_may_be_rejected_and_no_more(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "WINDOW_S", 0.1)  # each clip is encoded as soon as it is read
+    monkeypatch.setattr(encoding, "WINDOW_S", 0.1)  # each clip is encoded as soon as it is read
     assert len(run(bad_and_good(2, 8)).rejections) == 2
     codec = CountingCodec()
     with pytest.raises(UserError) as caught:
@@ -255,7 +255,7 @@ def test_another_codec_has_its_own_cache(run):
 
 
 def test_interrupted_encoding_goes_on_where_it_stopped(run, monkeypatch):
-    monkeypatch.setattr(corpus, "BATCH_S", 1.0)  # two clips at a time
+    monkeypatch.setattr(encoding, "BATCH_S", 1.0)  # two clips at a time
     interrupted, resumed = CountingCodec(interrupt_after=5), CountingCodec()
     with pytest.raises(KeyboardInterrupt):
         run(many(10), codec=interrupted)
@@ -302,38 +302,6 @@ def test_disk_full_while_encoding_is_a_clear_error(run, monkeypatch):
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(UserError, match=r"can't write .*\.npz.*No space left"):
         run(dataset())
-
-
-def test_audio_is_held_only_for_a_window(run, monkeypatch):
-    """However large the data set is, a window of audio is encoded before more is read; the result is the same."""
-    held: list[float] = []
-
-    class Watched(CountingCodec):
-        def encode(self, wavs: list[np.ndarray]) -> list[Codes]:
-            held.append(sum(map(len, wavs)) / RATE)
-            return super().encode(wavs)
-
-    reference = run(many(12)).train.to_list()
-    encoded_before = []
-    samples = sources.Record.samples
-
-    def watched_samples(record: sources.Record) -> np.ndarray:
-        encoded_before.append(sum(held))
-        return samples(record)
-
-    monkeypatch.setattr(sources.Record, "samples", watched_samples)
-    monkeypatch.setattr(corpus, "WINDOW_S", 2.0)
-    assert run(many(12), codec=Watched(identity="fresh")).train.to_list() == reference
-    assert held == [2.0, 2.0, 2.0]
-    assert encoded_before == [0.0] * 4 + [2.0] * 4 + [4.0] * 4  # seconds, when each clip was read
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.dictionaries(st.integers(0, 99).map(str), st.integers(1, 100), max_size=30), st.integers(1, 200))
-def test_batches_hold_every_clip_once_within_the_bound(lengths, most):
-    batches = list(corpus._batches(lengths, most))
-    assert sorted(key for batch in batches for key in batch) == sorted(lengths)
-    assert all(len(batch) == 1 or sum(lengths[key] for key in batch) <= most for batch in batches)
 
 
 # ---- the split ----

@@ -1,0 +1,115 @@
+"""Several processes on one job: `accelerate launch` with two CPU processes over gloo trains what one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orpheus import launch
+from orpheus.errors import UserError
+from orpheus.model import load_base, pick_device
+from tests.test_encoding import LAUNCH, ROOT
+from tests.test_train import IDENTITY, OPTIONS, adapter, corpus, lively_base, weights  # noqa: F401 - fixtures
+
+SHARED = replace(OPTIONS, max_steps=5, batch_size=2, gradient_accumulation=1, save_every=3, eval_every=0)
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (launch.rank(), launch.world_size(), launch.is_main()) == (0, 1, True)
+    assert launch.local_device("cuda") == "cuda"
+    launch.wait_for_all()
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    for name, value in {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert (launch.rank(), launch.world_size(), launch.is_main()) == (11, 16, False)
+    assert (launch.local_device("cuda"), launch.local_device("cuda:1"), launch.local_device("cpu")) == (
+        "cuda:3", "cuda:1", "cpu")  # fmt: skip
+    monkeypatch.setattr("orpheus.model.has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert pick_device("auto") == pick_device("cuda") == "cuda:3"
+    with pytest.raises(UserError, match="several processes are for the transformers back end"):
+        load_base("anything", backend="unsloth", load_in_4bit=False)
+
+
+def work(out: Path, base: Path, data: Path) -> None:
+    """One of the two processes: a training that breaks off after a checkpoint, and the resumed one."""
+    from datasets import load_from_disk
+    from trl import SFTTrainer
+
+    from orpheus.train import train
+
+    class Stop(Exception):
+        pass
+
+    def broken(self: Any, *arguments: Any, **more: Any) -> Any:
+        if self.state.global_step == 4:
+            raise Stop
+        return step(self, *arguments, **more)
+
+    written: list[str] = []
+    write = Path.write_text
+    Path.write_text = lambda self, *a, **k: (written.append(str(self)), write(self, *a, **k))[1]  # type: ignore
+    data_set = load_from_disk(str(data))
+    step, SFTTrainer.training_step = SFTTrainer.training_step, broken
+    try:
+        train(adapter(base), data_set, data_set.select(range(3)), SHARED, out, IDENTITY)
+        raise AssertionError("it was to stop")
+    except Stop:
+        pass
+    SFTTrainer.training_step = step
+    loaded = adapter(base)
+    summary = train(loaded, data_set, data_set.select(range(3)), replace(SHARED, resume=True), out, IDENTITY)
+    result = {"rank": launch.rank(), "steps": summary.steps, "written": written, "tokens": summary.tokens,
+              "losses": {e["step"]: e["loss"] for e in summary.history if "loss" in e},
+              "validation": [summary.validation_before, summary.validation_after],
+              "slots": summary.validation_by_slot,
+              "trainable": summary.trainable_parameters}  # fmt: skip
+    with open(out / f"result_{launch.rank()}.json", "w") as file:
+        json.dump(result, file)
+    torch.save(weights(loaded), out / f"weights_{launch.rank()}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(lively_base, corpus, tmp_path):
+    """World size 2 is twice the accumulation: the same losses and weights, over an epoch's end and a resumption."""
+    corpus.save_to_disk(str(tmp_path / "data"))
+    out = tmp_path / "two"
+    out.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *LAUNCH, "-m", "tests.test_launch", str(out), str(lively_base), str(tmp_path / "data")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[:6000]
+    first, second = (json.loads((out / f"result_{rank}.json").read_text()) for rank in (0, 1))
+    assert (first["rank"], second["rank"]) == (0, 1) and first["steps"] == second["steps"] == 5
+    assert second["written"] == [] and first["written"]  # only the first process writes
+
+    from orpheus.train import train
+
+    alone = adapter(lively_base)
+    options = replace(SHARED, gradient_accumulation=2, save_every=0)
+    summary = train(alone, corpus, corpus.select(range(3)), options, tmp_path / "one", IDENTITY)
+    expected = {str(e["step"]): e["loss"] for e in summary.history if "loss" in e}
+    assert first["losses"] == pytest.approx(expected, abs=1e-3) and len(expected) == 5  # rounded to 4 places in the log
+    assert first["validation"] == pytest.approx([summary.validation_before, summary.validation_after], abs=2e-3)
+    assert first["slots"] == pytest.approx(summary.validation_by_slot, abs=2e-3)
+    for rank in (0, 1):
+        trained = torch.load(out / f"weights_{rank}.pt")
+        for name, weight in weights(alone).items():
+            assert torch.allclose(trained[name], weight, atol=1e-4), name
+    assert any(w.abs().max() > 1e-2 for n, w in weights(alone).items() if "lora_B" in n)
+
+
+if __name__ == "__main__":
+    work(*(Path(argument) for argument in sys.argv[1:]))
