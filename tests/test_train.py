@@ -272,22 +272,3 @@ def test_a_full_disk_is_one_clear_line(lively_base, corpus, tmp_path, monkeypatc
     monkeypatch.setattr(SFTTrainer, "_save_checkpoint", full)
     with pytest.raises(UserError, match="can't write its files to .*No space left.*--resume"):
         train(adapter(lively_base), corpus, corpus.select([]), replace(OPTIONS, save_every=2), tmp_path, IDENTITY)
-
-
-@pytest.mark.slow
-def test_the_embedded_voice_is_learnt(tmp_path):
-    """The real tiny base, in 4 bit, on clips of the embedded corpus: the loss on them falls by more than a fifth."""
-    from orpheus import config
-    from orpheus.codec import SnacCodec
-    from orpheus.corpus import prepare
-
-    options = config.filled(config.SftOptions(), has_gpu=False)
-    base = load_base(options.model.base)
-    codec = SnacCodec.load(config.embedded_path(options.model.codec))
-    some = replace(options.corpus, limit=16, validation_share=0.0, cache_dir=tmp_path / "codes")
-    corpus = prepare(some, codec, Renderer(base.tokenizer, base.layout), max_seq_length=2048, seed=0, progress=False)
-    assert corpus.voices == ("Elise",) and set(base.voices) == {"tara", "leo", "dan"}
-    loaded = add_lora(base, options.lora, alpha=64, gradient_checkpointing=False, seed=0)
-    short = replace(options.train, max_steps=14, batch_size=4, eval_every=0, save_every=0, warmup_steps=1)
-    summary = train(loaded, corpus.train, corpus.train.select(range(8)), short, tmp_path, IDENTITY)
-    assert summary.validation_after < 0.8 * summary.validation_before
