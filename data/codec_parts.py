@@ -84,7 +84,10 @@ class MelHead(nn.Module):
         """
         difference = self(z) - self.target(x)
         bands = [difference[:, :128], *difference[:, 128:].view(len(x), FINE_MELS, 4, -1).unbind(2)]
-        envelopes = [F.avg_pool1d(part.transpose(1, 2), width).abs().mean() for part, width in zip(bands, [8, 4, 4, 4, 4], strict=True)]
+        envelopes = [
+            F.avg_pool1d(part.transpose(1, 2), width).abs().mean()
+            for part, width in zip(bands, [8, 4, 4, 4, 4], strict=True)
+        ]
         return difference.abs().mean(), envelopes[0] + sum(envelopes[1:]) / 4
 
     @torch.no_grad()
