@@ -259,6 +259,8 @@ def main(options: Options) -> None:
                 reason = f"no time left of {options.minutes:g} minutes"
             elif options.only:
                 reason = "not among --only"
+            elif settings.device == "cpu":
+                reason = "needs a CUDA GPU; make bench measures a CPU"
             if reason:
                 record(name, {"status": "skipped", "reason": reason})
             else:
