@@ -18,7 +18,7 @@ from orpheus.tokens import Codes
 
 
 class AudioSet:
-    """The folder's samples (memory-mapped) with the voice and the text of each utterance."""
+    """The folder's samples (memory-mapped) with the voice and the text of each utterance, and where its words end."""
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.samples = np.memmap(folder / "audio.i16", np.int16, "r")
@@ -27,6 +27,7 @@ class AudioSet:
         self.spans = [(int(row["start"]), int(row["stop"])) for row in rows]
         self.voices = [row["voice"] for row in rows]
         self.texts = [row["text"] for row in rows]
+        self.word_ends_s = [[float(end_s) for end_s in row["word_ends_s"].split()] for row in rows]
         self.rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:

@@ -7,8 +7,8 @@
 
 Needs flite (`apt install flite`); the same options give the same texts and the same audio. The embedded corpora are
 in Elise's schema: clips/*.flac and metadata.csv with file_name, text, source. The other two are one file of 16-bit
-samples, audio.i16, and index.csv with start, stop, voice, text. Sentences held out by `grammar.is_held_out` are in
-the test corpus alone (add --held-out to make larger test sets).
+samples, audio.i16, and index.csv with start, stop, voice, text, word_ends_s. Sentences held out by
+`grammar.is_held_out` are in the test corpus alone (add --held-out to make larger test sets).
 """
 
 from __future__ import annotations
@@ -77,15 +77,16 @@ def training_items(
         number += 1
 
 
-def render(item: tuple[int, str, str], seed: int) -> tuple[str, str, bytes]:
-    """(voice, text, int16 samples as bytes) of one item."""
+def render(item: tuple[int, str, str], seed: int) -> tuple[str, str, bytes, str]:
+    """(voice, text, int16 samples as bytes, seconds at which its words end) of one item."""
     import synth
 
     number, name, text = item
     rng = random.Random(f"{seed}/{number}")
     voice = synth.VOICES[name] if name else synth.random_voice(rng)
-    audio = synth.utter(text, voice, seed=rng.randrange(2**32))
-    return name, text, synth.to_int16(audio).tobytes()
+    spoken = synth.utter(text, voice, seed=rng.randrange(2**32))
+    ends = " ".join(f"{end_s:.2f}" for end_s in spoken.ends_s)
+    return name, text, synth.to_int16(spoken.samples).tobytes(), ends
 
 
 def make_training_set(args: argparse.Namespace) -> None:
@@ -103,14 +104,14 @@ def make_training_set(args: argparse.Namespace) -> None:
         open(out / "index.csv", "w", newline="", encoding="utf-8") as index,
     ):
         rows = csv.writer(index)
-        rows.writerow(["start", "stop", "voice", "text"])
+        rows.writerow(["start", "stop", "voice", "text", "word_ends_s"])
         while done < wanted:
             batch = [next(items) for _ in range(chunk)]
-            for voice, text, samples in pool.map(partial(render, seed=args.seed), batch, chunksize=20):
+            for voice, text, samples, ends in pool.map(partial(render, seed=args.seed), batch, chunksize=20):
                 if done >= wanted:
                     break
                 audio.write(samples)
-                rows.writerow([done, done + len(samples) // 2, voice, text])
+                rows.writerow([done, done + len(samples) // 2, voice, text, ends])
                 done += len(samples) // 2
             print(f"{done / 24_000 / 3600:.2f} of {args.hours:.2f} hours", flush=True)
 
@@ -173,7 +174,7 @@ def make_corpus(out: Path, rows: list[tuple[str, str]], seed: int, bits: int) ->
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file_name", "text", "source"])
         for number, (text, voice) in enumerate(rows, 1):
-            audio = synth.to_int16(synth.utter(text, synth.VOICES[voice], seed=seed + number))
+            audio = synth.to_int16(synth.utter(text, synth.VOICES[voice], seed=seed + number).samples)
             name = f"clips/{number:04d}.flac"
             sf.write(out / name, round_to_bits(audio, bits), 24_000, subtype="PCM_16", compression_level=1.0)
             table.writerow([name, text, voice])

@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,41 +57,72 @@ def random_voice(rng: random.Random) -> Voice:
     return Voice(flite, rng.uniform(0.94, 1.18), rng.uniform(0.85, 1.25), rate)
 
 
-def trim(x: np.ndarray, lead_s: float = 0.04, tail_s: float = 0.08, threshold: float = 0.006) -> np.ndarray:
-    """Cut the silence at both ends down to `lead_s` and `tail_s`."""
+@dataclass(frozen=True)
+class Spoken:
+    """Speech, float32 at 24 kHz, and where each word (or tag) of its text ends in it."""
+
+    samples: np.ndarray
+    ends_s: list[float]
+
+
+def speech_span(x: np.ndarray, lead_s: float = 0.04, tail_s: float = 0.08, threshold: float = 0.006) -> slice:
+    """`x` without the silence at both ends but `lead_s` and `tail_s` of it."""
     level = np.convolve(np.abs(x), np.full(240, 1 / 240), "same")
     loud = np.flatnonzero(level > threshold)
     if len(loud) == 0:
-        return x[:0]
-    return x[max(0, loud[0] - int(lead_s * SAMPLE_RATE)) : loud[-1] + int(tail_s * SAMPLE_RATE)]
+        return slice(0, 0)
+    return slice(max(0, int(loud[0]) - int(lead_s * SAMPLE_RATE)), int(loud[-1]) + int(tail_s * SAMPLE_RATE))
 
 
-def speak(text: str, voice: Voice) -> np.ndarray:
-    """Synthesise `text` (no tags) as float32 at 24 kHz."""
+def flite(text: str, flite_voice: str, *more: str) -> list[float]:
+    """Run flite; the times in seconds at which the phones of `text` end, silences left out."""
+    command = ["flite", "-voice", flite_voice, "-psdur", "-t", text, *more]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    pairs = [pair.split(":") for pair in printed.split()]
+    return [float(end_s) for phone, end_s in pairs if phone != "pau"]
+
+
+@cache
+def phone_count(word: str, flite_voice: str) -> int:
+    """Phones of a word that is spoken alone."""
+    return len(flite(word, flite_voice, "-o", "none"))
+
+
+def speak(text: str, voice: Voice) -> Spoken:
+    """Synthesise `text` (no tags)."""
+    settings = {"duration_stretch": voice.size / voice.rate, "f0_shift": voice.pitch}
+    options = [part for name, value in settings.items() if value != 1.0 for part in ("--setf", f"{name}={value:.4f}")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
-        command = ["flite", "-voice", voice.flite, "-t", text, "-o", str(path)]
-        settings = {"duration_stretch": voice.size / voice.rate, "f0_shift": voice.pitch}
-        for name, value in settings.items():
-            if value != 1.0:
-                command += ["--setf", f"{name}={value:.4f}"]
-        subprocess.run(command, check=True)
+        phones_s = flite(text, voice.flite, "-o", str(path), *options)
         x, rate = sf.read(path, dtype="float32")
-    x = trim(soxr.resample(x, rate * voice.size, SAMPLE_RATE).astype(np.float32))
-    return x * np.float32(LEVEL / (x.std() + 1e-6))
+    x = soxr.resample(x, rate * voice.size, SAMPLE_RATE).astype(np.float32)
+    span = speech_span(x)
+    x = x[span]
+    # A word may have a phone more or less among others than alone: the counts are scaled to what was spoken.
+    counts = np.cumsum([phone_count(word.strip(",.?!"), voice.flite) for word in text.split()])
+    last = np.maximum(np.rint(counts * len(phones_s) / counts[-1]).astype(int), 1) - 1
+    ends_s = [phones_s[i] / voice.size - span.start / SAMPLE_RATE for i in last]
+    return Spoken(x * np.float32(LEVEL / (x.std() + 1e-6)), ends_s)
 
 
-def utter(text: str, voice: Voice, seed: int) -> np.ndarray:
-    """Synthesise a tagged text: each stretch of words apart, each tag's sound between them. Float32, 24 kHz."""
+def utter(text: str, voice: Voice, seed: int) -> Spoken:
+    """Synthesise a tagged text: each stretch of words apart, each tag's sound between them."""
     rng = np.random.default_rng(seed)
     gap = np.zeros(int(GAP_S * SAMPLE_RATE), np.float32)
     parts: list[np.ndarray] = []
+    ends_s: list[float] = []
     for part in re.split(f"({TAG_PATTERN.pattern})", text):
+        before_s = sum(map(len, parts)) / SAMPLE_RATE
         if part in TAG_SOUNDS:
-            parts += [gap, TAG_SOUNDS[part](rng, voice.tag_pitch).astype(np.float32), gap]
+            sound = TAG_SOUNDS[part](rng, voice.tag_pitch).astype(np.float32)
+            parts += [gap, sound, gap]
+            ends_s.append(before_s + GAP_S + len(sound) / SAMPLE_RATE)
         elif part.strip(" ,.?!"):
-            parts.append(speak(part.strip(), voice))
-    return np.concatenate(parts)
+            spoken = speak(part.strip(), voice)
+            parts.append(spoken.samples)
+            ends_s += [before_s + end_s for end_s in spoken.ends_s]
+    return Spoken(np.concatenate(parts), ends_s)
 
 
 def to_int16(x: np.ndarray) -> np.ndarray:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.codec import SAMPLES_PER_FRAME
 from orpheus.prompt import Renderer
 from orpheus.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
+
+if TYPE_CHECKING:
+    from audio_set import AudioSet
 
 SLOT_WEIGHT = 5.0
 LAYER_WEIGHT = (2.5, 1.25, 0.5)  # of the three codebooks: what is said is in the first two, the last is mostly noise
 HIDDEN_SHARE = 0.6  # most of the earlier frames that are hidden from the model in training
+READ_LAYER, READ_WEIGHT = (
+    3,
+    0.3,
+)  # where the model must know its place in the text, and what naming it weighs in the loss
 WIDTH_STEP = 32  # batches are padded to multiples of it: few shapes for the compiler
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
 
@@ -90,6 +100,9 @@ class TinyModel:
         compact = LlamaConfig(**{**self.config.to_dict(), "vocab_size": self.never + 1, "dtype": "float32"})
         self.lm = LlamaForCausalLM(compact).float().to(device)
         self.lm.set_attn_implementation("plain")
+        width = self.config.hidden_size
+        self.reader = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 2 * width, bias=False)).to(device)
+        self.lm.model.layers[READ_LAYER].register_forward_hook(self._keep_middle)
         self.bias = torch.zeros(self.never + 1, device=device)
         self.bias[self.never] = float(np.log(unused))
 
@@ -114,10 +127,14 @@ class TinyModel:
         for layer in self.lm.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 
+    def _keep_middle(self, layer: Any, inputs: Any, output: Tensor) -> None:
+        self.middle = output
+
     def optimisers(self, lr: float) -> list[torch.optim.Optimizer]:
         """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
         matrices = [p for name, p in self.lm.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.lm.named_parameters() if p.ndim != 2 or "embed" in name]
+        others += self.reader.parameters()
         return [
             torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
@@ -170,8 +187,25 @@ class TinyModel:
         covered = covered.gather(1, frame) & (slots >= 0) & (slots != STOP)
         return torch.cat([ids[:, :1], ids[:, 1:].masked_fill(covered, self.layout.pad)], 1)
 
-    def loss(self, ids: Tensor, slots: Tensor, full_share: float) -> Tensor:
-        """Mean loss; `slots` [B, T - 1] holds the slot of each target ids[:, 1:], or NO_TARGET, or STOP."""
+    def reading_loss(self, words: Tensor) -> Tensor:
+        """Mean loss of naming the word that is being spoken and the next one, from the middle of the last `hidden`.
+
+        `words` [B, T - 1, 2] holds a text token of each, or NO_TARGET. The head that names them is thrown away: it is
+        there because a model that is only asked for codes learns the sentences by heart long before it learns to read.
+        """
+        known = words[..., 0] != NO_TARGET
+        if not bool(known.any()):
+            return words.new_zeros((), dtype=torch.float32)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            asked = self.reader(self.middle[:, :-1][known]).unflatten(-1, (2, -1))
+            logits = F.linear(asked, self.lm.model.embed_tokens.weight[: self.layout.audio_start])
+        return F.cross_entropy(logits.float().flatten(0, 1), words[known].flatten())
+
+    def losses(self, ids: Tensor, slots: Tensor, words: Tensor, full_share: float) -> tuple[Tensor, Tensor]:
+        """The mean loss of the ids, and `reading_loss`.
+
+        `slots` [B, T - 1] holds the slot of each target ids[:, 1:], or NO_TARGET, or STOP.
+        """
         seen = self.hide_frames(ids, slots)
         h, targets, kinds = self.hidden(seen)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), slots.flatten()
         use = kinds != NO_TARGET
@@ -183,14 +217,14 @@ class TinyModel:
         loss = self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT) @ weights[full]
         if not bool(full.all()):
             loss = loss + self._by_slot(h[~full], targets[~full], kinds[~full]) @ weights[~full]
-        return loss / weights.sum()
+        return loss / weights.sum(), self.reading_loss(words)
 
     @torch.no_grad()
     def evaluate(self, data: Sequences) -> tuple[float, list[float], float]:
         """Held-out loss within the slots, its seven parts, and the whole-vocabulary loss."""
         self.lm.eval()
         sums, counts, full, n = np.zeros(FRAME_SLOTS), np.zeros(FRAME_SLOTS), 0.0, 0
-        for ids, slots in data.batches(4096, shuffle=False):
+        for ids, slots, _ in data.batches(4096, shuffle=False):
             ids, kinds = ids.to(self.device), slots.flatten().to(self.device)
             use = kinds != NO_TARGET
             h, targets = self.hidden(ids)[:, :-1].flatten(0, 1)[use], ids[:, 1:].flatten()[use]
@@ -236,24 +270,46 @@ class TinyModel:
 class Sequences:
     """Training sequences of the package's renderer, in the compact rows of a TinyModel."""
 
-    def __init__(
-        self, model: TinyModel, texts: list[str], voices: list[str], codes: list[Codes], seed: int = 0
-    ) -> None:
+    def __init__(self, model: TinyModel, audio: AudioSet, codes: list[Codes], seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
-        self.pad = model.layout.pad
+        self.model, self.pad = model, model.layout.pad
         self.rows: list[np.ndarray] = []
         self.prompts: list[int] = []
-        for text, voice, utterance in zip(texts, voices, codes, strict=True):
+        self.words: list[np.ndarray] = []
+        for text, voice, ends_s, utterance in zip(audio.texts, audio.voices, audio.word_ends_s, codes, strict=True):
             example = model.renderer.example(text, utterance, voice or None)
             row = model.row_of_id[example.input_ids].astype(np.int32)
             if (row == model.never).any():
                 continue  # one of the codes that are not in use: hardly ever chosen, and left out
             self.rows.append(row)
             self.prompts.append(len(example.input_ids) - FRAME_SLOTS * utterance.frames - 2)
+            self.words.append(self._words(text, voice, ends_s, utterance.frames))
         self.tokens = sum(map(len, self.rows))
 
-    def batches(self, tokens: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of (ids [B, T], slots of the targets [B, T - 1]), about `tokens` each, of similar lengths."""
+    def _words(self, text: str, voice: str, ends_s: list[float], frames: int) -> np.ndarray:
+        """[frames, 2]: text tokens of the word that each frame speaks and of the one after it.
+
+        A word's token is that of its first letter; after the last word comes end_of_text.
+        """
+        if not ends_s:  # a set without these times is trained on without this loss
+            return np.full((frames, 2), NO_TARGET)
+        said = f"{voice}: {text}" if voice else text
+        starts = [match.start() for match in re.finditer(r"(?<!\S)\S", text)]
+        found = self.model.tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)
+        token_of = [token for token, (a, b) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+                    for _ in range(b - a)]  # fmt: skip
+        shift = len(said) - len(text)
+        tokens = [token_of[shift + at + (not text[at].isalnum())] for at in starts]
+        tokens.append(self.model.layout.end_of_text)
+        middles_s = (np.arange(frames) + 0.5) * SAMPLES_PER_FRAME / SAMPLE_RATE_HZ
+        now = np.searchsorted(ends_s[:-1], middles_s)
+        return np.array(tokens)[np.stack([now, now + 1], 1)]
+
+    def batches(self, tokens: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One epoch of (ids [B, T], slots and words of the targets [B, T - 1] and [B, T - 1, 2]).
+
+        A batch has about `tokens` ids, in rows of similar lengths.
+        """
         lengths = np.array([len(row) for row in self.rows])
         order = np.argsort(lengths + (self.rng.uniform(0, 30, len(lengths)) if shuffle else 0), kind="stable")
         groups: list[list[int]] = [[]]
@@ -267,10 +323,12 @@ class Sequences:
             width = -(-max(lengths[i] for i in group) // WIDTH_STEP) * WIDTH_STEP
             ids = np.full((len(group), width), self.pad, np.int64)
             slots = np.full((len(group), width - 1), NO_TARGET, np.int64)
+            words = np.full((len(group), width - 1, 2), NO_TARGET, np.int64)
             for b, i in enumerate(group):
                 row, start = self.rows[i], self.prompts[i]
                 ids[b, : len(row)] = row
                 codes = len(row) - 2 - start
                 slots[b, start - 1 : start - 1 + codes] = np.arange(codes) % FRAME_SLOTS
                 slots[b, start - 1 + codes : start + 1 + codes] = STOP
-            yield torch.from_numpy(ids), torch.from_numpy(slots)
+                words[b, start - 1 : start - 1 + codes] = np.repeat(self.words[i], FRAME_SLOTS, 0)
+            yield torch.from_numpy(ids), torch.from_numpy(slots), torch.from_numpy(words)

@@ -38,7 +38,9 @@ def learning_rate(args: argparse.Namespace, done: float, step: int) -> float:
 
 def train(args: argparse.Namespace, model: TinyModel, data: Sequences, test: Sequences) -> None:
     """Train for args.minutes in all; state in work/base.pt, the model in args.out after each save."""
+    import numpy as np
     import torch
+    from tiny_lm import READ_WEIGHT
 
     optimisers = model.optimisers(args.lr)
     state_file = args.work / f"{args.name}.pt"
@@ -46,6 +48,7 @@ def train(args: argparse.Namespace, model: TinyModel, data: Sequences, test: Seq
     if state_file.exists():
         state = torch.load(state_file, map_location=args.device, weights_only=False)
         model.lm.load_state_dict(state["model"])
+        model.reader.load_state_dict(state["reader"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         step, seen, before_s = state["step"], state["seen"], state["seconds"]
@@ -63,6 +66,7 @@ def train(args: argparse.Namespace, model: TinyModel, data: Sequences, test: Seq
             curve.write(f"{step},{seen},{seconds() / 60:.2f},{loss:.4f},{full:.4f}\n")
         state: dict[str, Any] = {
             "model": model.lm.state_dict(),
+            "reader": model.reader.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "step": step,
             "seen": seen,
@@ -73,9 +77,9 @@ def train(args: argparse.Namespace, model: TinyModel, data: Sequences, test: Seq
         state_file.with_suffix(".tmp").replace(state_file)
         model.save(args.out)
 
-    running = 0.0
+    means = None
     while seconds() < args.minutes * 60:
-        for ids, slots in data.batches(args.tokens):
+        for batch in data.batches(args.tokens):
             done = seconds() / (args.minutes * 60)
             if done >= 1:
                 break
@@ -83,17 +87,20 @@ def train(args: argparse.Namespace, model: TinyModel, data: Sequences, test: Seq
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(args, done, step)
             share = 1.0 if done > 1 - args.full_part else args.full_share
-            loss = model.loss(ids.to(args.device), slots.to(args.device), share)
-            loss.backward()
+            ids, slots, words = (part.to(args.device) for part in batch)
+            loss, reading = model.losses(ids, slots, words, share)
+            (loss + READ_WEIGHT * reading).backward()
             torch.nn.utils.clip_grad_norm_(model.lm.parameters(), 1.0)
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
             step, seen = step + 1, seen + int((slots >= 0).sum())
-            running = 0.98 * running + 0.02 * loss.item() if running else loss.item()
+            latest = np.array([loss.item(), reading.item()])
+            means = latest if means is None else 0.98 * means + 0.02 * latest
             if step % 50 == 0:
                 rate = seen / seconds()
-                print(f"step {step} {100 * done:.1f} % loss {running:.3f} {rate:.0f} tokens/s", flush=True)
+                text = f"step {step} {100 * done:.1f} % loss {means[0]:.3f} reading {means[1]:.3f}"
+                print(f"{text} {rate:.0f} tokens/s", flush=True)
             if time.time() - tested_s > args.save_every * 60:
                 checkpoint()
                 tested_s = time.time()
@@ -147,7 +154,7 @@ def main() -> None:
         audio = AudioSet(folder)
         voices |= {voice for voice in audio.voices if voice}
         codes = audio.codes(codec, args.work / f"{args.name}_{name}_codes.npz")
-        sets[name] = Sequences(model, audio.texts, audio.voices, codes, args.seed)
+        sets[name] = Sequences(model, audio, codes, args.seed)
     if args.compile:
         model.compile()
     print(f"{sets['train'].tokens / 1e6:.2f} M training tokens, {model.describe()}", flush=True)
