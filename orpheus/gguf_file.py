@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orpheus.engines.llamacpp_model import PROVENANCE_KEY, last_error, llama_cpp, log_lines
+from orpheus.engines.llamacpp_model import PROVENANCE_KEY, llama_cpp, log_lines, reason
 from orpheus.errors import MissingPackage, UserError
 from orpheus.model import LoadedModel
 from orpheus.provenance import Provenance
@@ -217,5 +217,5 @@ def quantise(source: Path, target: Path, kind: GgufType, threads: int) -> list[s
     del log_lines[:]
     if api.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options)):
         target.unlink(missing_ok=True)
-        raise UserError(f"llama.cpp can't quantise to {kind}: {last_error()}")
+        raise UserError(f"llama.cpp can't quantise to {kind}: {reason()}")
     return [text for _, text in log_lines if "fallback" in text]

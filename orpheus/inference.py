@@ -243,13 +243,15 @@ def load_voice(options: VoiceOptions) -> OrpheusInference:
     """The voice that the options describe; a log line names what speaks where that is no adapter."""
     adapter, base, codec = options.adapter, options.base, options.codec
     if is_gguf(base) and adapter == VoiceOptions.adapter:
-        log.info("%s has its adapter inside: no other is used", base)
+        log.info("%s speaks for itself: no adapter is used", base)
         adapter = None
-    elif adapter is None:
-        preset = resolve_preset(options.preset, has_gpu())
-        if base is None or not known_of(base):
+    elif adapter is None and not is_gguf(base):
+        if known_of(base):
+            log.info("base %s, codec %s, no adapter", base, codec or "of the base")
+        else:
+            preset = resolve_preset(options.preset, has_gpu())
             base, codec = base or preset.base, codec or preset.codec
-        log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec or "of the base")
+            log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
     wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
     return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
                             options.threads, options.gpu_layers)  # fmt: skip

@@ -15,7 +15,8 @@ from orpheus.errors import UserError
 from orpheus.tokens import TokenLayout
 
 FILE_NAME = "orpheus.json"
-PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "huggingface_hub", "bitsandbytes", "unsloth", "snac")
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "huggingface_hub", "bitsandbytes", "unsloth", "snac",
+            "llama_cpp_python")  # fmt: skip
 
 
 @dataclass(frozen=True)

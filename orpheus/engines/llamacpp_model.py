@@ -58,9 +58,9 @@ def _log(level: int, text: bytes, _: Any) -> None:
     del log_lines[:-2000]
 
 
-def last_error() -> str:
-    """llama.cpp's last word on what went wrong."""
-    return next((text for level, text in reversed(log_lines) if level == ERROR_LEVEL and text), "no reason given")
+def reason() -> str:
+    """The first thing that llama.cpp said went wrong: what follows are consequences."""
+    return next((text for level, text in log_lines if level == ERROR_LEVEL and text), "no reason given")
 
 
 class LlamaCppModel:
@@ -84,7 +84,7 @@ class LlamaCppModel:
         del log_lines[:]
         self.handle = api.llama_model_load_from_file(str(path).encode(), options)
         if not self.handle:
-            raise UserError(f"llama.cpp can't load {path}: {last_error()}")
+            raise UserError(f"llama.cpp can't load {path}: {reason()}")
         self._free = weakref.finalize(self, api.llama_model_free, self.handle)
         self.context_length: int = api.llama_model_n_ctx_train(self.handle)
         self.tokenizer = LlamaCppTokenizer(self)
@@ -165,7 +165,7 @@ class LlamaCppContext:
             options.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.handle = api.llama_init_from_model(model.handle, options)
         if not self.handle:
-            raise UserError(f"llama.cpp can't make a context of {self.length} tokens for {model.path}: {last_error()}")
+            raise UserError(f"llama.cpp can't make a context of {self.length} tokens for {model.path}: {reason()}")
         self._free = weakref.finalize(self, api.llama_free, self.handle)
         self.ids: list[int] = []  # what the cache holds
 
@@ -199,7 +199,7 @@ class LlamaCppContext:
             finally:
                 api.llama_batch_free(batch)
             if status:
-                raise UserError(f"llama.cpp failed after {len(self.ids)} tokens ({status}): {last_error()}")
+                raise UserError(f"llama.cpp failed after {len(self.ids)} tokens ({status}): {reason()}")
             self.ids += part
             if every:
                 rows += [self._scores(i).copy() for i in range(len(part))]
