@@ -46,7 +46,7 @@ def gguf() -> Any:
     try:
         import gguf as package
     except ImportError as error:
-        raise MissingPackage("gguf", "writing .gguf files") from error
+        raise MissingPackage("gguf", "writing a .gguf file", "pip install -r requirements-engines.txt") from error
     return package
 
 

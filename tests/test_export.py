@@ -197,7 +197,10 @@ def test_what_can_not_be_exported_is_said_before_any_work(trained, base_dir, cod
     refused(f"{tmp_path} exists already", out=tmp_path, adapter=str(trained))
     refused("float16 can't: use bfloat16", base=str(huge(tmp_path / "huge")), codec=str(codec_dir), dtype="float16")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["huge"]
-    for package, says in (("gguf", "pip install gguf"), ("llama_cpp", "pip install llama-cpp-python==0.3.36")):
+    for package, says in (
+        ("gguf", "pip install -r requirements-engines.txt"),
+        ("llama_cpp", "pip install llama-cpp-python==0.3.36"),
+    ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             if package == "llama_cpp":

@@ -35,7 +35,7 @@ def llama_cpp() -> ModuleType:
     try:
         import llama_cpp as package
     except ImportError as error:
-        raise MissingPackage("llama-cpp-python", "speaking with or writing .gguf files", INSTALL) from error
+        raise MissingPackage("llama-cpp-python", "a .gguf file", INSTALL) from error
     if not _callback:
         _callback.append(package.llama_log_callback(_log))
         package.llama_log_set(_callback[0], ctypes.c_void_p(0))
