@@ -26,7 +26,7 @@ from orpheus.codec import SAMPLES_PER_FRAME
 from orpheus.config import DEFAULT_PROMPTS, SamplingOptions
 from orpheus.errors import UserError
 from orpheus.provenance import write_json
-from orpheus.tokens import FRAME_SLOTS
+from orpheus.tokens import FRAME_SLOTS, ORPHEUS
 
 TIME_LIMIT_S = 1800
 
@@ -86,6 +86,51 @@ def measure(path: Path, threads: int, tokens: int) -> dict[str, Any]:
     }
 
 
+def draw_ms(vocabulary: int, spread: float, rounds: int = 50) -> dict[str, float]:
+    """Processor milliseconds of one draw from all ids: ours, and by llama.cpp's sampler with the same settings.
+
+    spread: of the random scores; at 1 the nucleus holds thousands of ids, at 3 some tens, as in speech.
+    """
+    import ctypes
+
+    import numpy as np
+    import torch
+
+    from orpheus.engines.llamacpp_model import llama_cpp
+    from orpheus.engines.sampling import SeenIds, sample
+
+    api, scores = llama_cpp(), np.random.default_rng(0).normal(scale=spread, size=vocabulary).astype(np.float32)
+    settings = SamplingOptions()
+    seen = SeenIds([list(range(400))], 400, "cpu", None)
+    uniform = torch.tensor([0.5], dtype=torch.float64)
+
+    def ours() -> None:
+        sample(seen.penalise(torch.from_numpy(scores.copy())[None], settings.repetition_penalty), settings, uniform)
+
+    chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+    for part in (api.llama_sampler_init_penalties(vocabulary, 400, settings.repetition_penalty, 0.0, 0.0),
+                 api.llama_sampler_init_temp(settings.temperature), api.llama_sampler_init_top_p(settings.top_p, 1),
+                 api.llama_sampler_init_dist(1)):  # fmt: skip
+        api.llama_sampler_chain_add(chain, part)
+    data = (api.llama_token_data * vocabulary)()
+    rows = np.frombuffer(data, dtype=[("id", "<i4"), ("score", "<f4"), ("p", "<f4")])
+
+    def theirs() -> None:
+        rows["id"], rows["score"], rows["p"] = np.arange(vocabulary), scores, 0
+        found = api.llama_token_data_array(data=data, size=vocabulary, selected=-1, sorted=False)
+        api.llama_sampler_apply(chain, ctypes.byref(found))
+        api.llama_sampler_accept(chain, data[found.selected].id)
+
+    figures = {}
+    for name, run_once in (("ours", ours), ("llama.cpp", theirs)):
+        run_once()
+        with timed() as span:
+            for _ in range(rounds):
+                run_once()
+        figures[name] = round(1000 * span.cpu_s / rounds, 2)
+    return figures
+
+
 def main(options: Options) -> None:
     """Measure each file with each number of threads and write the figures."""
     if options.single:
@@ -106,6 +151,8 @@ def main(options: Options) -> None:
             about["command"] = without_paths(about["command"], Path(file).resolve().parent)
             results.setdefault(Path(file).stem, {})[f"{threads} threads"] = figures | about
             write_json(options.out, results)
+    results["draw_ms"] = {f"spread {s}": draw_ms(ORPHEUS.audio_end, s) for s in (1, 3)}
+    write_json(options.out, results)
     print(f"figures: {options.out}")
     print(json.dumps(results))
 
