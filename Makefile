@@ -8,10 +8,10 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
 
-.PHONY: help setup demo evaluate test smoke bench check format clean
+.PHONY: help setup demo evaluate test test-engines smoke bench check format clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## a virtual environment with what the programs need
 
@@ -27,6 +27,9 @@ evaluate: $(VENV)/.ready-dev  ## measure the embedded base on its test clips (CP
 
 test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
 	$(BIN)/python -m pytest
+
+test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (builds it from source once, 6 to 9 minutes on 2 cores)
+	$(BIN)/python -m pytest -m engines
 
 smoke: $(VENV)/.ready  ## try every step once, each in a process of its own (tiny models; on a GPU: the published size)
 	$(BIN)/python benchmarks/gpu_smoke.py $(if $(filter-out 0,$(GPU)),,--device cpu --size tiny --out .cache/gpu_smoke_cpu.json)
@@ -60,4 +63,11 @@ $(VENV)/.ready: $(REQUIREMENTS) constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+# Only the library, for this processor: no tools, no tests, no multimodal part. A GPU: CMAKE_ARGS="-DGGML_CUDA=ON" make ...
+LLAMA_CMAKE := -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF
+$(VENV)/.ready-engines: $(VENV)/.ready-dev requirements-engines.txt constraints.txt
+	CMAKE_ARGS="$(LLAMA_CMAKE) $(CMAKE_ARGS)" CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-2} \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-engines.txt -c constraints.txt
 	touch $@

@@ -90,6 +90,7 @@ PRESETS = {
     ),
 }
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
+EngineName = Literal["auto", "torch", "llamacpp"]
 RecogniserName = Literal["auto", "pocketsphinx", "none"]
 Decoding = Literal["strict", "framed"]
 """What a token is drawn from. SNAC frames have seven slots with 4096 ids each, and speech may end after any frame.
@@ -298,13 +299,22 @@ class VoiceOptions:
     preset: PresetName = "auto"
     """Where base and codec come from when there is no adapter: orpheus-3b (hub, GPU), tiny (embedded), auto."""
     base: str | None = None
-    """Base model: hub id or folder. Default: the one the adapter was trained on."""
+    """Base model: hub id, folder, or an exported .gguf file. Default: the one the adapter was trained on."""
     codec: str | None = None
     """SNAC codec: hub id or folder. Default: the one the adapter was trained with."""
+    engine: EngineName = "auto"
+    """What computes: torch, llamacpp (speaks with .gguf files), or auto: by what the base is."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     load_in_4bit: Literal["auto", "yes", "no"] = "auto"
-    """Quantise the base to 4 bit; auto: on a GPU with less than 12 GiB free."""
+    """Quantise the base to 4 bit; auto: on a GPU with less than 12 GiB free. A .gguf file is what it is."""
+    threads: int = 0
+    """llama.cpp: processor threads; 0: all cores that this process may use."""
+    gpu_layers: int = -1
+    """llama.cpp: layers on the GPU; -1: all of them where it was built for one."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, threads=(0, math.inf), gpu_layers=(-1, math.inf))
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orpheus.adapter import adapter_folder, attach_adapter, merge
 from orpheus.audio import SAMPLE_RATE_HZ
 from orpheus.codec import SnacCodec
-from orpheus.config import Decoding, SamplingOptions, VoiceOptions, as_dict, resolve_preset
+from orpheus.config import Decoding, EngineName, SamplingOptions, VoiceOptions, as_dict, resolve_preset
 from orpheus.engines.base import Engine
+from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
 from orpheus.errors import UserError
-from orpheus.model import LoadedModel, has_gpu, load_base, pack_for_inference, pick_4bit, pick_device
+from orpheus.model import has_gpu
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
-from orpheus.provenance import Provenance, versions
+from orpheus.provenance import versions
 from orpheus.speech import Speech, Timings
 from orpheus.tokens import Codes, FrameStream, Stop
 
@@ -49,10 +49,12 @@ class OrpheusInference:
 
     Args:
         adapter: folder of a trained adapter; None speaks with the base model alone.
-        base, codec: hub id or folder; None takes what the adapter was trained with.
-        engine: "auto" or "torch".
+        base, codec: hub id or folder; None takes what the adapter was trained with. A base may be an exported model:
+            a folder, or a .gguf file for llama.cpp; the adapter (None then) and the codec's name are inside.
+        engine: "torch", "llamacpp" (for .gguf files), or "auto": by what the base is.
         device: "auto", "cpu", "cuda" or "cuda:1".
         load_in_4bit: True, False, or "auto": 4-bit on a GPU with less than 12 GiB free.
+        threads, gpu_layers: for llama.cpp; 0 threads are all cores, -1 layers all layers.
     Raises:
         UserError: something is missing or does not fit; the message says what to do.
     """
@@ -62,54 +64,31 @@ class OrpheusInference:
         adapter: str | Path | None = "lora_model",
         base: str | None = None,
         codec: str | None = None,
-        engine: Literal["auto", "torch"] = "auto",
+        engine: EngineName = "auto",
         device: str = "auto",
         load_in_4bit: bool | Literal["auto"] = "auto",
+        threads: int = VoiceOptions.threads,
+        gpu_layers: int = VoiceOptions.gpu_layers,
     ) -> None:
-        if engine not in ("auto", "torch"):
-            raise UserError(f"unknown engine '{engine}': expected auto or torch")
-        folder = None if adapter is None else adapter_folder(adapter)
-        made = Provenance.load(folder) if folder else None
-        if made:
-            base, codec = base or made.base, codec or made.codec
-        if not base or not codec:
-            missing = " and ".join(n for n, v in (("base", base), ("codec", codec)) if not v)
-            where = f"the adapter in '{folder}' has no orpheus.json" if folder else "no adapter is given"
-            raise UserError(f"{where}, so name the {missing}: a hub id or a folder")
-        device = pick_device(device)
-        # Plain transformers even beside Unsloth: this class steps the model itself.
-        loaded = load_base(base, load_in_4bit=pick_4bit(load_in_4bit, device), backend="transformers", device=device)
-        self.base_voices = loaded.voices
-        if folder is not None:
-            loaded = attach_adapter(loaded, folder)
-            if not loaded.in_4bit:
-                loaded = merge(loaded)
-        pack_for_inference(loaded)
-        self.has_adapter = folder is not None
-        self.trained_voices = made.voices if made else ()
-        self._connect(loaded, SnacCodec.load(codec, device=device), folder, made)
-
-    def _connect(self, loaded: LoadedModel, codec: SnacCodec, folder: Path | None, made: Provenance | None) -> None:
-        from orpheus.engines.torch_engine import TorchEngine
-
-        if made and made.codec_identity and made.codec_identity != codec.identity:
+        opened = open_voice(Wish(adapter, base, codec, engine, device, load_in_4bit, threads, gpu_layers))
+        made = opened.made
+        self.codec = SnacCodec.load(opened.codec, device=opened.device)
+        if made and made.codec_identity and made.codec_identity != self.codec.identity:
             raise UserError(
-                f"the adapter was trained with another codec ({made.codec}, {made.codec_identity}) than "
-                f"'{codec.name}' ({codec.identity}): its codes would be noise"
+                f"the {'adapter' if adapter else 'model'} was trained with another codec ({made.codec}, "
+                f"{made.codec_identity}) than '{self.codec.name}' ({self.codec.identity}): its codes would be noise"
             )
-        self.codec = codec
-        self.renderer = Renderer(loaded.tokenizer, loaded.layout)
-        self.engine: Engine = TorchEngine(loaded)
+        self.engine: Engine = opened.engine
+        self.renderer = Renderer(opened.tokenizer, self.engine.layout)
+        self.has_adapter = opened.adapted
+        self.trained_voices = made.voices if made and opened.adapted else ()
+        self.base_voices = opened.base_voices
         self.provenance: dict[str, Any] = {
             "model": {
-                "base": loaded.base,
-                "revision": loaded.revision,
-                "adapter": str(folder) if folder else None,
-                "codec": codec.name,
-                "codec_identity": codec.identity,
-                "in_4bit": loaded.in_4bit,
+                **opened.about,
+                "codec": self.codec.name,
+                "codec_identity": self.codec.identity,
                 "engine": self.engine.name,
-                "device": str(loaded.device),
             },
             "versions": versions(),
         }
@@ -261,15 +240,21 @@ class OrpheusInference:
 
 
 def load_voice(options: VoiceOptions) -> OrpheusInference:
-    """The voice that the options describe; a log line names the preset where there is no adapter."""
-    base, codec = options.base, options.codec
-    if options.adapter is None:
-        preset = resolve_preset(options.preset, has_gpu())
-        base, codec = base or preset.base, codec or preset.codec
-        log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
+    """The voice that the options describe; a log line names what speaks where that is no adapter."""
+    adapter, base, codec = options.adapter, options.base, options.codec
+    if is_gguf(base) and adapter == VoiceOptions.adapter:
+        log.info("%s speaks for itself: no adapter is used", base)
+        adapter = None
+    elif adapter is None and not is_gguf(base):
+        if known_of(base):
+            log.info("base %s, codec %s, no adapter", base, codec or "of the base")
+        else:
+            preset = resolve_preset(options.preset, has_gpu())
+            base, codec = base or preset.base, codec or preset.codec
+            log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
     wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
-    return OrpheusInference(options.adapter, base, codec, device=options.device,
-                            load_in_4bit=wish[options.load_in_4bit])  # fmt: skip
+    return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
+                            options.threads, options.gpu_layers)  # fmt: skip
 
 
 class _Row:

@@ -17,6 +17,7 @@ import pytest
 from inference import SpeakOptions
 from orpheus import config
 from orpheus.evaluate import EvaluateOptions
+from orpheus.export import ExportOptions
 from orpheus.prepare import PrepareOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,9 +54,18 @@ ALLOWED: dict[str, set[str]] = {
     "engines.frames": {"engines.batch", "tokens"},
     "engines.torch_engine": {"config", "engines.base", "engines.batch", "engines.cpu", "engines.frames",
                              "engines.llama", "engines.transformers_decoder", "model", "tokens"},
+    "engines.llamacpp_model": {"errors", "provenance", "tokens"},
+    "engines.llamacpp_engine": {"config", "engines.base", "engines.batch", "engines.llama", "engines.llamacpp_model",
+                                "tokens"},
+    "engines.choose": {"adapter", "config", "engines.base", "engines.llamacpp_engine", "engines.llamacpp_model",
+                       "engines.torch_engine", "errors", "hub", "model", "provenance"},
+    "gguf_file": {"engines.llamacpp_model", "errors", "model", "provenance"},
+    "export_check": {"config", "engines.base", "errors", "tokens"},
+    "export": {"adapter", "config", "engines.choose", "engines.llamacpp_engine", "engines.llamacpp_model",
+               "engines.torch_engine", "errors", "export_check", "gguf_file", "model", "prompt", "provenance"},
     "speech": {"audio", "errors", "provenance", "tokens"},
-    "inference": {"adapter", "audio", "codec", "config", "engines.base", "engines.torch_engine", "errors", "model",
-                  "prompt", "provenance", "speech", "tokens"},
+    "inference": {"audio", "codec", "config", "engines.base", "engines.choose", "errors", "model", "prompt",
+                  "provenance", "speech", "tokens"},
     "upload": {"errors", "hub"},
     "prepare": {"codec", "config", "corpus", "encoding", "launch", "model", "prompt", "tokens"},
     "doctor": {"config"},
@@ -113,7 +123,7 @@ def test_importing_any_module_loads_nothing_heavy():
         + ", ".join(f"orpheus.{m}" for m in MODULES if m != "_snac")
         + """
 heavy = {"torch", "transformers", "datasets", "peft", "trl", "unsloth", "snac", "soundfile", "librosa", "soxr",
-         "matplotlib", "huggingface_hub", "tyro"} & set(sys.modules)
+         "matplotlib", "huggingface_hub", "tyro", "gguf", "llama_cpp"} & set(sys.modules)
 sys.exit(", ".join(sorted(heavy)) or 0)"""
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -143,7 +153,7 @@ def test_files_are_short_and_scripts_shorter():
 
 
 @pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.TrainOptions, SpeakOptions,
-                                     EvaluateOptions, PrepareOptions])  # fmt: skip
+                                     EvaluateOptions, PrepareOptions, ExportOptions])  # fmt: skip
 def test_the_command_line_s_defaults_are_the_dataclass_s(options):
     from orpheus.cli import parse
 
@@ -153,7 +163,7 @@ def test_the_command_line_s_defaults_are_the_dataclass_s(options):
 def test_every_option_is_explained():
     for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
                  config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions, EvaluateOptions,
-                 PrepareOptions):  # fmt: skip
+                 PrepareOptions, ExportOptions):  # fmt: skip
         source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
         body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
         explained = {

@@ -1,0 +1,158 @@
+"""Which engine speaks with a voice, and how it is opened: the one place that knows all engines.
+
+A new engine is a function that turns a `Wish` into an `Opened`, and a line in `OPENERS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orpheus.adapter import adapter_folder, attach_adapter, merge
+from orpheus.config import EngineName
+from orpheus.engines.base import Engine
+from orpheus.errors import UserError
+from orpheus.hub import local_folder, portable_name
+from orpheus.model import load_base, pack_for_inference, pick_4bit, pick_device
+from orpheus.provenance import Provenance
+
+GGUF_SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for; None: not named. `OrpheusInference` explains each."""
+
+    adapter: str | Path | None
+    base: str | None
+    codec: str | None
+    engine: EngineName
+    device: str
+    load_in_4bit: bool | Literal["auto"]
+    threads: int
+    gpu_layers: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to speak, and what its user must know of it."""
+
+    engine: Engine
+    tokenizer: Any  # what `orpheus.prompt.Renderer` needs
+    codec: str  # hub id or folder
+    device: str  # where the codec runs
+    made: Provenance | None  # of the adapter, or of the exported model that has it inside
+    adapted: bool  # an adapter is at work, attached or merged
+    base_voices: tuple[str, ...]  # empty: not known
+    about: dict[str, Any]  # for the provenance of what is spoken
+
+
+def open_voice(wish: Wish) -> Opened:
+    """Open the model with the engine that is asked for, or that suits it.
+
+    Raises UserError where something is missing or does not fit; the message says what to do.
+    """
+    if wish.engine != "auto" and wish.engine not in OPENERS:
+        raise UserError(f"unknown engine '{wish.engine}': expected auto, {' or '.join(OPENERS)}")
+    return OPENERS[suitable(wish.base) if wish.engine == "auto" else wish.engine](wish)
+
+
+def suitable(base: str | Path | None) -> str:
+    """The engine for a base: llamacpp for a .gguf file, else torch."""
+    return "llamacpp" if is_gguf(base) else "torch"
+
+
+def is_gguf(base: str | Path | None) -> bool:
+    """Whether a base is a file for llama.cpp, by its name."""
+    return str(base or "").lower().endswith(GGUF_SUFFIX)
+
+
+def known_of(base: str | None) -> Provenance | None:
+    """What a base that is a folder says of itself (`orpheus.json`); None for hub ids, and where it says nothing."""
+    folder = local_folder(base, "base model") if base else None
+    return Provenance.load(folder) if folder else None
+
+
+def open_torch(wish: Wish) -> Opened:
+    """Base (hub id or folder) and adapter, with PyTorch."""
+    from orpheus.engines.torch_engine import TorchEngine
+
+    if is_gguf(wish.base):
+        raise UserError(f"the engine torch can't read {wish.base}: leave out --engine, or name a hub id or a folder")
+    folder = None if wish.adapter is None else adapter_folder(wish.adapter)
+    trained = Provenance.load(folder) if folder else None
+    base = wish.base or (trained.base if trained else None)
+    own = known_of(base)
+    if base and own and own.merged_from and folder and (not trained or trained.base != portable_name(base)):
+        raise UserError(
+            f"'{base}' has the adapter {own.merged_from} inside already, and '{folder}' was not trained on it: "
+            "speak with it alone (--adapter None), or name the adapter's own base"
+        )
+    made = trained if folder else own
+    codec = wish.codec or (made.codec if made else None)
+    if not base or not codec:
+        missing = " and ".join(n for n, v in (("base", base), ("codec", codec)) if not v)
+        where = f"the adapter in '{folder}' has no orpheus.json" if folder else "no adapter is given"
+        raise UserError(f"{where}, so name the {missing}: a hub id or a folder")
+    device = pick_device(wish.device)
+    # Plain transformers even beside Unsloth: the engine steps the model itself.
+    loaded = load_base(base, load_in_4bit=pick_4bit(wish.load_in_4bit, device), backend="transformers", device=device)
+    adapted = folder is not None or bool(made and made.merged_from)
+    base_voices = made.base_voices if made and adapted and folder is None else loaded.voices
+    if folder is not None:
+        loaded = attach_adapter(loaded, folder)
+        if not loaded.in_4bit:
+            loaded = merge(loaded)
+    pack_for_inference(loaded)
+    about = {
+        "base": loaded.base,
+        "revision": loaded.revision,
+        "adapter": str(folder) if folder else None,
+        "in_4bit": loaded.in_4bit,
+        "device": str(loaded.device),
+    }
+    return Opened(TorchEngine(loaded), loaded.tokenizer, codec, device, made, adapted, base_voices, about)
+
+
+def open_llamacpp(wish: Wish) -> Opened:
+    """An exported .gguf file, with llama.cpp. Codec and voices are in the file."""
+    from orpheus.engines.llamacpp_engine import LlamaCppEngine
+    from orpheus.engines.llamacpp_model import LlamaCppModel
+
+    if not is_gguf(wish.base):
+        raise UserError(
+            f"the engine llamacpp speaks with a {GGUF_SUFFIX} file, not with {wish.base or wish.adapter}: write one by "
+            "`python -m orpheus export --to gguf`, and name it with --base"
+        )
+    if wish.adapter is not None:
+        raise UserError(
+            f"{wish.base} can't take the adapter '{wish.adapter}': a {GGUF_SUFFIX} file has its adapter inside. Leave "
+            "the adapter out (adapter=None), or export it with its own base"
+        )
+    if wish.load_in_4bit is True:
+        raise UserError(f"{wish.base} can't be loaded in 4 bit: export it anew with --type Q4_K_M")
+    path = Path(os.path.expanduser(str(wish.base)))
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: write one by `python -m orpheus export --to gguf --out {path}`")
+    device = pick_device(wish.device)
+    model = LlamaCppModel(path, threads=wish.threads, gpu_layers=0 if wish.device == "cpu" else wish.gpu_layers)
+    if wish.device.startswith("cuda") and not model.on_gpu:
+        raise UserError(f"device '{wish.device}' was asked for, but llama.cpp was built without GPU support here: see "
+                        "the README on building it, or use --device cpu")  # fmt: skip
+    made = model.made
+    codec = wish.codec or (made.codec if made else None)
+    if not codec:
+        raise UserError(f"{path} does not say which codec it speaks with: name it with --codec, a hub id or a folder")
+    about = {"base": str(path), "adapter": None, "file": model.description, "device": device}
+    engine = LlamaCppEngine(model)
+    if made is None:
+        return Opened(engine, model.tokenizer, codec, device, None, False, (), about)
+    adapted = bool(made.merged_from)
+    voices = made.base_voices if adapted else made.voices or made.base_voices
+    return Opened(engine, model.tokenizer, codec, device, made, adapted, voices, about)
+
+
+OPENERS: dict[str, Callable[[Wish], Opened]] = {"torch": open_torch, "llamacpp": open_llamacpp}
