@@ -25,7 +25,7 @@ def save_codec(folder: Path) -> Path:
 
 
 def save_random_adapter(
-    folder: Path, base_dir: Path, codec_dir: Path, voices: Sequence[str] = (), seed: int = 1
+    folder: Path, base_dir: Path, codec_dir: Path, voices: Sequence[str] = (), seed: int = 1, std: float = 0.3
 ) -> Path:
     """An adapter with random A and B, so that base and adapted model differ."""
     import torch
@@ -40,7 +40,7 @@ def save_random_adapter(
     torch.manual_seed(seed)
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=std)
     made = Provenance(base=str(base_dir), codec=str(codec_dir), layout=base.layout, voices=tuple(voices),
                       base_fingerprint=base.fingerprint, codec_identity=SnacCodec.load(codec_dir).identity)  # fmt: skip
     return save_adapter(loaded, folder, made)
