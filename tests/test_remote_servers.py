@@ -176,8 +176,9 @@ ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 @pytest.fixture(scope="module")
 def vllm_server(reference):
-    with serving("-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE), "--served-model-name", "tiny",
-                 "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), **ON_CPU) as url:  # fmt: skip
+    command = ("-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE), "--served-model-name", "tiny")
+    options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT))
+    with serving(*command, *options, **ON_CPU) as url:
         yield RemoteEngine(url, reference.layout, 8 * CONTEXT, timeout_s=120)
 
 
