@@ -31,7 +31,7 @@ from orpheus.prompt import Renderer
 from tests.voices import save_random_adapter
 
 TIE = 2e-3  # of a score; float32 sums in another order move scores by about 1e-4
-NEW_TOKENS = 200
+NEW_TOKENS = 600  # more than the longest of them takes
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=NEW_TOKENS)
 BASE = DATA_DIR / "tiny_orpheus"
 CONTEXT = 2048
@@ -85,6 +85,7 @@ def assert_same_ids(reference, prompts, ours, theirs):
         gap = float(left[a[at]] - left[b[at]])
         print(f"a tie at {at} of {len(a)}: ids {a[at]} and {b[at]}, whose scores differ by {gap:.1e}")
         assert abs(gap) < TIE
+    assert sum(row[-1] == reference.layout.end_of_speech for row in ours) > len(ours) / 2  # the ends are compared too
     print(f"{whole} of {len(ours)} rows are the same to the end, {sum(map(len, ours))} ids in all")
 
 

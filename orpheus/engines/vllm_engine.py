@@ -133,6 +133,7 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes and free its memory. The engine can't be used any more."""
         self._llm.shutdown()
+        del self._llm  # it would be shut down again when Python exits, and fail
         self._background.stop()
 
 
