@@ -48,6 +48,7 @@ class ScriptedServer:
         self.takes_ids = True
         self.reads = len  # how many tokens it finds in a prompt
         self.first = "<custom_token_10>"
+        self.repeats: list[int] | None = None  # what it says it read, in ids
         self.requests: list[dict] = []  # the streamed ones
         self.headers: list[dict[str, str]] = []
         self.asked: list[float] = []
@@ -71,6 +72,7 @@ class ScriptedServer:
                     self.answer(422, {"detail": [{"loc": ["body", "prompt"], "msg": "Input should be a string"}]})
                 elif not body.get("stream"):
                     choice = {"index": 0, "text": outer.first, "finish_reason": "length"}
+                    choice["prompt_token_ids"] = outer.repeats
                     usage = {"prompt_tokens": outer.reads(body["prompt"]), "completion_tokens": 1}
                     self.answer(200, {"choices": [choice], "usage": usage})
                 else:

@@ -350,6 +350,12 @@ def test_a_prompt_that_is_read_otherwise_is_refused(server, connect, more, messa
         connect()
 
 
+def test_a_server_that_repeats_another_prompt_is_refused(server, connect):
+    server.repeats = [1, 2, 3, 4, 5, 6]
+    with pytest.raises(UserError, match=r"as \[1, 2, 3, 4, 5, 6\]: it serves another model"):
+        connect()
+
+
 def test_a_server_that_hides_special_tokens_is_refused(server, connect):
     server.first = ""
     with pytest.raises(UserError, match="hides special tokens"):

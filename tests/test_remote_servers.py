@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def serving(*command: str, **environment: str):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = (sys.executable, *command, "--host", "127.0.0.1", "--port", str(port))
+    command = (*command, "--host", "127.0.0.1", "--port", str(port))
     with tempfile.TemporaryFile() as log:  # a pipe that nobody reads would fill up and stop the server
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
         deadline = time.monotonic() + START_S
@@ -136,10 +137,10 @@ def gguf(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def llama_server(gguf, reference):
-    window = str(CONTEXT)  # else repetitions are penalised among the last 64 tokens only
+    command = (sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--n_threads", "1")
+    window = ("--n_ctx", str(CONTEXT), "--last_n_tokens_size", str(CONTEXT))  # else repetitions among the last 64 only
     cache_in_32_bit = ("--type_k", "0", "--type_v", "0")
-    with serving("-m", "llama_cpp.server", "--model", str(gguf), "--n_ctx", window, "--last_n_tokens_size", window,
-                 "--n_threads", "1", *cache_in_32_bit) as url:  # fmt: skip
+    with serving(*command, *window, *cache_in_32_bit) as url:
         yield RemoteEngine(url, reference.layout, CONTEXT, tokenizer=reference.loaded.tokenizer)
 
 
@@ -170,6 +171,20 @@ def test_the_same_seed_gives_the_same_ids(llama_server, prompts):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.engines
+@pytest.mark.skipif(shutil.which("llama-server") is None, reason="llama-server is not on the PATH")
+def test_llama_server_gives_pytorch_s_ids(gguf, reference, prompts):
+    """Ids both ways, four rows at once. The cache is in 32 bit, so that ties are rare."""
+    options = ("-np", "4", "-c", str(4 * CONTEXT), "-t", "1", "-ctk", "f32", "-ctv", "f32", "-fa", "off", "--no-webui")
+    with serving("llama-server", "-m", str(gguf), *options) as url:
+        engine = RemoteEngine(url, reference.layout, CONTEXT)
+        assert engine.kind.name == "llama-server" and not engine.sends_text
+        assert_same_ids(reference, prompts, rows_of(reference, prompts), rows_of(engine, prompts))
+        drawn = [rows_of(engine, prompts[:1], SamplingOptions(max_new_tokens=70), [seed])[0] for seed in (5, 5, 6)]
+        assert drawn[0] == drawn[1] != drawn[2]
+        engine.close()
+
+
 # ---- vLLM: its server, and in this process ----
 
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -177,7 +192,15 @@ ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 @pytest.fixture(scope="module")
 def vllm_server(reference):
-    command = ("-m", "vllm.entrypoints.openai.api_server", "--model", str(BASE), "--served-model-name", "tiny")
+    command = (
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(BASE),
+        "--served-model-name",
+        "tiny",
+    )
     options = ("--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT))
     with serving(*command, *options, **ON_CPU) as url:
         yield RemoteEngine(url, reference.layout, 8 * CONTEXT, timeout_s=120)

@@ -242,7 +242,7 @@ class RemoteEngine:
                 log.warning("%s takes no token ids as the prompt (%s): it is sent text", self.server, why)
         if status != 200:
             raise self._refusal(status, answer)
-        self._check_reading(answer, len(prompt))
+        self._check_reading(answer, prompt)
         return self.sends_text
 
     def _try(self, prompt: Sequence[int], sampling: SamplingOptions) -> tuple[int, Any]:
@@ -250,18 +250,21 @@ class RemoteEngine:
         del body["stream"], body["stream_options"]
         return self._ask("POST", "completions", body)
 
-    def _check_reading(self, answer: Any, length: int) -> None:
-        """UserError if the server's count says that it read another prompt, or if it does not show audio tokens."""
-        count = (answer.get("usage") or {}).get("prompt_tokens")
+    def _check_reading(self, answer: Any, prompt: list[int]) -> None:
+        """UserError if the server says that it read another prompt, or if it does not show audio tokens."""
+        choice = (answer.get("choices") or [{}])[0]
+        read, count = choice.get("prompt_token_ids"), (answer.get("usage") or {}).get("prompt_tokens")
+        if read not in (None, prompt):  # vLLM and SGLang repeat it
+            raise UserError(f"{self.server} read the prompt {prompt} as {read}: it serves another model")
         if self.sends_text and count is None:
             raise UserError(f"{self.server} does not say how many tokens it read, so the prompt can't be checked")
-        if count not in (None, length):
+        if count not in (None, len(prompt)):
             hint = "it adds a BOS of its own; switch that off (llama.cpp: tokenizer.ggml.add_bos_token=bool:false)"
             other = "it serves another model, or reads the control tokens as text"
             raise UserError(
-                f"{self.server} read a prompt of {length} tokens as {count}: {hint if count == length + 1 else other}"
+                f"{self.server} read a prompt of {len(prompt)} tokens as {count}: "
+                f"{hint if count == len(prompt) + 1 else other}"
             )
-        choice = (answer.get("choices") or [{}])[0]
         if not ids_of(answer, choice) and not choice.get("text") and choice.get("finish_reason") == "length":
             raise UserError(
                 f"{self.server} hides special tokens, and audio tokens are special in its model: start it so that it "
