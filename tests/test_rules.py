@@ -16,6 +16,7 @@ import pytest
 
 from inference import SpeakOptions
 from orpheus import config
+from orpheus.engines.trtllm_smoke import SmokeOptions
 from orpheus.evaluate import EvaluateOptions
 from orpheus.prepare import PrepareOptions
 
@@ -153,7 +154,7 @@ def test_files_are_short_and_scripts_shorter():
 
 
 @pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.TrainOptions, SpeakOptions,
-                                     EvaluateOptions, PrepareOptions])  # fmt: skip
+                                     EvaluateOptions, PrepareOptions, SmokeOptions])  # fmt: skip
 def test_the_command_line_s_defaults_are_the_dataclass_s(options):
     from orpheus.cli import parse
 
@@ -163,7 +164,7 @@ def test_the_command_line_s_defaults_are_the_dataclass_s(options):
 def test_every_option_is_explained():
     for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
                  config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions, EvaluateOptions,
-                 PrepareOptions):  # fmt: skip
+                 PrepareOptions, SmokeOptions):  # fmt: skip
         source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
         body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
         explained = {

@@ -53,13 +53,13 @@ kv_cache_config:
 
 
 def write_tensorrt_llm(
-    folder: Path, context_length: int = 4096, batch_size: int = 8, memory_share: float = 0.8
+    folder: Path, context_length: int = 2048, batch_size: int = 8, memory_share: float = 0.8
 ) -> list[Path]:
     """Write what TensorRT-LLM reads beside the merged checkpoint in `folder`; returns the two paths.
 
     Args:
         folder: a merged model: config.json, safetensors and tokenizer, as `export --to merged` writes them.
-        context_length: most tokens, prompt and speech together; 4096 hold 40 s of speech and its text.
+        context_length: most tokens, prompt and speech together; 2048 hold 20 s of speech and its text.
         batch_size: most utterances at once.
         memory_share: of the GPU memory that the weights leave, for the cache.
     Raises:
@@ -108,7 +108,7 @@ class TrtllmEngine:
         self,
         model: str | Path,
         layout: TokenLayout,
-        context_length: int = 4096,
+        context_length: int = 2048,
         backend: Literal["pytorch", "tensorrt"] = "pytorch",
         batch_size: int = 8,
     ) -> None:
