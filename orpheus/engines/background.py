@@ -17,7 +17,11 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, name=name, daemon=True).start()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def _work(self) -> None:
+        self.loop.run_forever()
+        self.loop.close()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The coroutine's result; blocks until it is there."""

@@ -65,9 +65,13 @@ class RemoteEngine:
         self.api_key = api_key or os.environ.get(API_KEY)
         self._client = self._connect()
         self._background = Background("remote-engine")
-        self.kind, self.model, self.context_length = self._find_model(model, context_length)
-        self._turns = asyncio.Semaphore(self.kind.at_once or 10**6)
-        self.sends_text = self._needs_text()
+        try:
+            self.kind, self.model, self.context_length = self._find_model(model, context_length)
+            self._turns = asyncio.Semaphore(self.kind.at_once or 10**6)
+            self.sends_text = self._needs_text()
+        except BaseException:
+            self.close()
+            raise
         form = "text" if self.sends_text else "token ids"
         log.info("speaking with '%s' on %s (%s), prompts as %s", self.model, self.server, self.kind.name, form)
         if self.kind.caveat:
