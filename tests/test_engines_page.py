@@ -43,6 +43,7 @@ def test_its_python_imports_what_there_is():
 def test_its_own_command_parses():
     [line] = [line for block in blocks("bash") for line in block.splitlines() if "trtllm_smoke" in line]
     options = parse(SmokeOptions, shlex.split(line)[3:])
+    assert parse(SmokeOptions, []) == SmokeOptions()
     assert (options.model, options.voice) == (Path("exported/merged"), "tara")
 
 

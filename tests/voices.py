@@ -25,7 +25,12 @@ def save_codec(folder: Path) -> Path:
 
 
 def save_random_adapter(
-    folder: Path, base_dir: Path, codec_dir: Path, voices: Sequence[str] = (), seed: int = 1, std: float = 0.3
+    folder: Path,
+    base_dir: Path | str,
+    codec_dir: Path | str,
+    voices: Sequence[str] = (),
+    seed: int = 1,
+    std: float = 0.3,
 ) -> Path:
     """An adapter with random A and B, so that base and adapted model differ."""
     import torch
