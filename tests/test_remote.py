@@ -177,7 +177,7 @@ def test_a_server_that_breaks_off(server, connect, script, message):
 def test_a_slow_server(server, connect, pings):
     def script(body, send):
         send(event("", speech(1)))
-        for _ in range(30):
+        for _ in range(100):
             if pings:
                 send(b": ping\n\n")
             time.sleep(0.05)
@@ -186,7 +186,7 @@ def test_a_slow_server(server, connect, pings):
     started = time.perf_counter()
     with pytest.raises(UserError, match=r"sent no token for 0.3 s \(after 7 tokens\)"):
         run(connect(timeout_s=0.3))
-    assert 0.3 <= time.perf_counter() - started < 1.2
+    assert 0.3 <= time.perf_counter() - started < 3  # the server would go on for 5
 
 
 def test_slow_tokens_are_no_timeout(server, connect):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpheus.config import SamplingOptions
@@ -52,6 +52,7 @@ PARTS = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(PARTS, st.lists(st.integers(0, 10_000)))
 def test_text_gives_the_same_ids_however_it_is_cut(parts, borders):
     text = "".join(parts)
@@ -61,6 +62,7 @@ def test_text_gives_the_same_ids_however_it_is_cut(parts, borders):
     assert [*in_pieces(pieces.push, text, borders), *pieces.finish()] == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 28_681)), st.lists(st.integers(0, 10_000)))
 def test_tokens_alone_lose_none_and_gain_none(numbers, borders):
     reader = TokenText(ORPHEUS)
@@ -69,6 +71,7 @@ def test_tokens_alone_lose_none_and_gain_none(numbers, borders):
     assert reader.finish() == [] and reader.foreign == ""
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4), st.lists(st.integers(0, 10_000)), st.booleans())
 def test_a_stream_gives_the_same_ids_however_it_is_cut(frames, borders, as_text):
     ids = speech(frames)
