@@ -34,6 +34,20 @@ test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (buil
 smoke: $(VENV)/.ready  ## try every step once, each in a process of its own (tiny models; on a GPU: the published size)
 	$(BIN)/python benchmarks/gpu_smoke.py $(if $(filter-out 0,$(GPU)),,--device cpu --size tiny --out .cache/gpu_smoke_cpu.json)
 
+# vLLM wants versions of its own, so it has an environment of its own (3.5 GB). Not part of .ci/run.
+VENV_VLLM := .venv-vllm
+
+.PHONY: test-vllm
+
+test-vllm: $(VENV_VLLM)/.ready  ## the same ids from vLLM: its server, and in process with an adapter (10 minutes on a CPU)
+	HF_HUB_OFFLINE=1 $(VENV_VLLM)/bin/python -m pytest -m vllm -s tests/test_remote_servers.py
+
+$(VENV_VLLM)/.ready: requirements-vllm.txt
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-vllm.txt
+	$(VENV_VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec  # broken beside a CPU torch
+	touch $@
+
 bench: $(VENV)/.ready  ## measure what a CPU can do: preparing, streaming, training, generating (a few minutes)
 	$(BIN)/python -m orpheus bench prepare --size mid --device cpu
 	$(BIN)/python -m orpheus bench stream --size mid --device cpu
