@@ -90,7 +90,7 @@ PRESETS = {
     ),
 }
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
-EngineName = Literal["auto", "torch", "llamacpp"]
+EngineName = Literal["auto", "torch", "llamacpp", "remote", "vllm"]
 RecogniserName = Literal["auto", "pocketsphinx", "none"]
 Decoding = Literal["strict", "framed"]
 """What a token is drawn from. SNAC frames have seven slots with 4096 ids each, and speech may end after any frame.
@@ -303,7 +303,7 @@ class VoiceOptions:
     codec: str | None = None
     """SNAC codec: hub id or folder. Default: the one the adapter was trained with."""
     engine: EngineName = "auto"
-    """What computes: torch, llamacpp (speaks with .gguf files), or auto: by what the base is."""
+    """What computes: torch, llamacpp (.gguf files), remote (--server), vllm, or auto: by what base and server are."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     load_in_4bit: Literal["auto", "yes", "no"] = "auto"
@@ -312,6 +312,10 @@ class VoiceOptions:
     """llama.cpp: processor threads; 0: all cores that this process may use."""
     gpu_layers: int = -1
     """llama.cpp: layers on the GPU; -1: all of them where it was built for one."""
+    server: str | None = None
+    """remote: address of a completions server, like http://127.0.0.1:8000 (docs/engines.md)."""
+    server_model: str | None = None
+    """remote: the name under which it serves the voice. Default: its only model."""
 
     def __post_init__(self) -> None:
         check_ranges(self, threads=(0, math.inf), gpu_layers=(-1, math.inf))

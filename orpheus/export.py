@@ -26,6 +26,7 @@ from orpheus.adapter import adapter_folder, attach_adapter, merge
 from orpheus.config import DEFAULT_PROMPTS, PresetName, check_ranges, resolve_preset
 from orpheus.engines.choose import known_of
 from orpheus.engines.llamacpp_model import core_count, llama_cpp
+from orpheus.engines.trtllm import write_tensorrt_llm
 from orpheus.errors import UserError, disk_errors
 from orpheus.export_check import Spoken, compare, speak, told
 from orpheus.gguf_file import PLAIN, GgufType, PlainType, check_exportable, gguf, quantise, write_gguf
@@ -35,17 +36,19 @@ from orpheus.provenance import Provenance, versions, write_json
 
 log = logging.getLogger(__name__)
 
-Target = Literal["merged", "gguf"]
+Target = Literal["merged", "gguf", "tensorrt-llm"]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained voice as one model: safetensors, or a .gguf file for llama.cpp."""
+    """Write a trained voice as one model: safetensors (for TensorRT-LLM too), or a .gguf file for llama.cpp."""
 
     to: Target = "merged"
-    """merged: a folder with safetensors, tokenizer and orpheus.json. gguf: one file for llama.cpp."""
+    """merged: a folder with safetensors, tokenizer and orpheus.json. gguf: one file for llama.cpp. tensorrt-llm:
+    merged, with the files that serve it."""
     out: Path | None = None
-    """Where to write. Default: exported/merged, or exported/voice-TYPE.gguf. What exists is never overwritten."""
+    """Where to write. Default: exported/merged, exported/tensorrt-llm or exported/voice-TYPE.gguf. What exists is never
+    overwritten."""
     adapter: str | None = None
     """Folder of the trained adapter. Default: none, the base alone."""
     preset: PresetName = "auto"
@@ -100,12 +103,14 @@ class Source:
 
 def main(options: ExportOptions) -> None:
     """Source -> merged model -> file or folder -> check -> its name."""
-    name = "merged" if options.to == "merged" else f"voice-{options.type}.gguf"
+    name = f"voice-{options.type}.gguf" if options.to == "gguf" else options.to
     out = options.out or Path("exported") / name
     source = find_source(options)
     with disk_errors(f"can't write {out}", "free some space or choose another --out"), unfinished(out) as partial:
-        export = export_merged if options.to == "merged" else export_gguf
+        export = export_gguf if options.to == "gguf" else export_merged
         record = export(source, partial, options)
+        if options.to == "tensorrt-llm":
+            write_tensorrt_llm(partial)
     write_json(out.with_name(f"{out.name}.check.json"), record)
     size = sum(f.stat().st_size for f in ([out] if out.is_file() else out.iterdir()))
     print(f"{out}: {size / 1e9:.3f} GB. Speak with it:  python inference.py --adapter None --base {out}")

@@ -55,6 +55,7 @@ class OrpheusInference:
         device: "auto", "cpu", "cuda" or "cuda:1".
         load_in_4bit: True, False, or "auto": 4-bit on a GPU with less than 12 GiB free.
         threads, gpu_layers: for llama.cpp; 0 threads are all cores, -1 layers all layers.
+        server, server_model: for "remote": its address, and the name of the model if it serves several.
     Raises:
         UserError: something is missing or does not fit; the message says what to do.
     """
@@ -69,8 +70,11 @@ class OrpheusInference:
         load_in_4bit: bool | Literal["auto"] = "auto",
         threads: int = VoiceOptions.threads,
         gpu_layers: int = VoiceOptions.gpu_layers,
+        server: str | None = None,
+        server_model: str | None = None,
     ) -> None:
-        opened = open_voice(Wish(adapter, base, codec, engine, device, load_in_4bit, threads, gpu_layers))
+        opened = open_voice(Wish(adapter, base, codec, engine, device, load_in_4bit, threads, gpu_layers, server,
+                                 server_model))  # fmt: skip
         made = opened.made
         self.codec = SnacCodec.load(opened.codec, device=opened.device)
         if made and made.codec_identity and made.codec_identity != self.codec.identity:
@@ -254,7 +258,7 @@ def load_voice(options: VoiceOptions) -> OrpheusInference:
             log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
     wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
     return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
-                            options.threads, options.gpu_layers)  # fmt: skip
+                            options.threads, options.gpu_layers, options.server, options.server_model)  # fmt: skip
 
 
 class _Row:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orpheus.adapter import adapter_folder, attach_adapter, merge
-from orpheus.config import EngineName
+from orpheus.config import BASE_VOICES, EngineName
 from orpheus.engines.base import Engine
 from orpheus.errors import UserError
 from orpheus.hub import local_folder, portable_name
-from orpheus.model import load_base, pack_for_inference, pick_4bit, pick_device
+from orpheus.model import load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
 from orpheus.provenance import Provenance
+from orpheus.tokens import TokenLayout
 
 GGUF_SUFFIX = ".gguf"
+SERVED_CONTEXT = 2048  # tokens of prompt and speech: 20 s and the text; servers reserve memory for all of it
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Wish:
     load_in_4bit: bool | Literal["auto"]
     threads: int
     gpu_layers: int
+    server: str | None = None
+    server_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ def open_voice(wish: Wish) -> Opened:
     """
     if wish.engine != "auto" and wish.engine not in OPENERS:
         raise UserError(f"unknown engine '{wish.engine}': expected auto, {' or '.join(OPENERS)}")
-    return OPENERS[suitable(wish.base) if wish.engine == "auto" else wish.engine](wish)
+    if wish.server and wish.engine not in ("auto", "remote"):
+        raise UserError(f"the engine {wish.engine} needs no server: leave out --server, or take --engine remote")
+    suited = "remote" if wish.server else suitable(wish.base)
+    return OPENERS[suited if wish.engine == "auto" else wish.engine](wish)
 
 
 def suitable(base: str | Path | None) -> str:
@@ -76,12 +83,25 @@ def known_of(base: str | None) -> Provenance | None:
     return Provenance.load(folder) if folder else None
 
 
-def open_torch(wish: Wish) -> Opened:
-    """Base (hub id or folder) and adapter, with PyTorch."""
-    from orpheus.engines.torch_engine import TorchEngine
+@dataclass(frozen=True)
+class Named:
+    """What a wish names: a base (hub id or folder), perhaps an adapter's folder, the codec, what is known of them."""
 
+    base: str
+    folder: Path | None
+    codec: str
+    made: Provenance | None
+
+    @property
+    def adapted(self) -> bool:
+        """An adapter is at work, attached or merged."""
+        return self.folder is not None or bool(self.made and self.made.merged_from)
+
+
+def named(wish: Wish, engine: str) -> Named:
+    """What to speak with, for an engine that reads folders. UserError if it is not enough, or does not fit."""
     if is_gguf(wish.base):
-        raise UserError(f"the engine torch can't read {wish.base}: leave out --engine, or name a hub id or a folder")
+        raise UserError(f"the engine {engine} can't read {wish.base}: leave out --engine, or name a hub id or a folder")
     folder = None if wish.adapter is None else adapter_folder(wish.adapter)
     trained = Provenance.load(folder) if folder else None
     base = wish.base or (trained.base if trained else None)
@@ -97,11 +117,19 @@ def open_torch(wish: Wish) -> Opened:
         missing = " and ".join(n for n, v in (("base", base), ("codec", codec)) if not v)
         where = f"the adapter in '{folder}' has no orpheus.json" if folder else "no adapter is given"
         raise UserError(f"{where}, so name the {missing}: a hub id or a folder")
+    return Named(base, folder, codec, made)
+
+
+def open_torch(wish: Wish) -> Opened:
+    """Base (hub id or folder) and adapter, with PyTorch."""
+    from orpheus.engines.torch_engine import TorchEngine
+
+    it = named(wish, "torch")
+    base, folder, codec, made = it.base, it.folder, it.codec, it.made
     device = pick_device(wish.device)
     # Plain transformers even beside Unsloth: the engine steps the model itself.
     loaded = load_base(base, load_in_4bit=pick_4bit(wish.load_in_4bit, device), backend="transformers", device=device)
-    adapted = folder is not None or bool(made and made.merged_from)
-    base_voices = made.base_voices if made and adapted and folder is None else loaded.voices
+    base_voices = made.base_voices if made and it.adapted and folder is None else loaded.voices
     if folder is not None:
         loaded = attach_adapter(loaded, folder)
         if not loaded.in_4bit:
@@ -114,7 +142,7 @@ def open_torch(wish: Wish) -> Opened:
         "in_4bit": loaded.in_4bit,
         "device": str(loaded.device),
     }
-    return Opened(TorchEngine(loaded), loaded.tokenizer, codec, device, made, adapted, base_voices, about)
+    return Opened(TorchEngine(loaded), loaded.tokenizer, codec, device, made, it.adapted, base_voices, about)
 
 
 def open_llamacpp(wish: Wish) -> Opened:
@@ -155,4 +183,41 @@ def open_llamacpp(wish: Wish) -> Opened:
     return Opened(engine, model.tokenizer, codec, device, made, adapted, voices, about)
 
 
-OPENERS: dict[str, Callable[[Wish], Opened]] = {"torch": open_torch, "llamacpp": open_llamacpp}
+def open_remote(wish: Wish) -> Opened:
+    """A model on a server. Base and adapter tell tokenizer, codec and voices; their weights are not loaded here."""
+    from orpheus.engines.remote_engine import RemoteEngine
+
+    if not wish.server:
+        raise UserError("the engine remote needs the address of the server: --server http://127.0.0.1:8000")
+    it = named(wish, "remote")
+    tokenizer = load_tokenizer(it.base)
+    engine = RemoteEngine(wish.server, layout_of(it, tokenizer), SERVED_CONTEXT, wish.server_model, tokenizer=tokenizer)
+    return served(wish, it, engine, tokenizer, {"server": engine.kind.name, "served_model": engine.model})
+
+
+def open_vllm(wish: Wish) -> Opened:
+    """Base and adapter, with vLLM in this process."""
+    from orpheus.engines.vllm_engine import VllmEngine
+
+    it = named(wish, "vllm")
+    tokenizer = load_tokenizer(it.base)
+    model = str(local_folder(it.base, "base model") or it.base)
+    engine = VllmEngine(model, layout_of(it, tokenizer), SERVED_CONTEXT, it.folder)
+    return served(wish, it, engine, tokenizer, {"adapter": str(it.folder) if it.folder else None})
+
+
+def layout_of(it: Named, tokenizer: Any) -> TokenLayout:
+    """The token ids of what is named: written down, or read from the tokenizer."""
+    return it.made.layout if it.made else TokenLayout.from_tokenizer(tokenizer)
+
+
+def served(wish: Wish, it: Named, engine: Engine, tokenizer: Any, about: dict[str, Any]) -> Opened:
+    """An engine that loads its weights itself; only the codec runs on `wish.device`."""
+    device = pick_device(wish.device)
+    voices = it.made.base_voices if it.made else BASE_VOICES.get(it.base, ())
+    return Opened(engine, tokenizer, it.codec, device, it.made, it.adapted, voices, {"base": it.base, **about})
+
+
+OPENERS: dict[str, Callable[[Wish], Opened]] = {
+    "torch": open_torch, "llamacpp": open_llamacpp, "remote": open_remote, "vllm": open_vllm,
+}  # fmt: skip
