@@ -8,12 +8,14 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
 
-.PHONY: help setup demo evaluate test test-engines smoke bench check format clean
+.PHONY: help setup setup-engines demo evaluate test test-engines smoke bench check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## a virtual environment with what the programs need
+
+setup-engines: $(VENV)/.ready-engines  ## llama.cpp, built from source once (6 to 9 minutes on 2 cores)
 
 demo: $(VENV)/.ready  ## train a LoRA on the embedded voice and speak three tagged prompts (CPU, no download)
 	$(BIN)/python orpheus_sft_unsloth.py --preset tiny --resume --overwrite-samples
@@ -28,7 +30,7 @@ evaluate: $(VENV)/.ready-dev  ## measure the embedded base on its test clips (CP
 test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
 	$(BIN)/python -m pytest
 
-test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (builds it from source once, 6 to 9 minutes on 2 cores)
+test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (sets it up first)
 	$(BIN)/python -m pytest -m engines
 
 smoke: $(VENV)/.ready  ## try every step once, each in a process of its own (tiny models; on a GPU: the published size)
