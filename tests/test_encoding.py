@@ -20,17 +20,7 @@ from orpheus.corpus import encode_part
 from orpheus.encoding import AHEAD, Part, read_ahead
 from orpheus.errors import UserError
 from orpheus.tokens import Codes
-from tests.corpus_fixtures import (  # noqa: F401 - fixtures
-    RATE,
-    CountingCodec,
-    codec,
-    dataset,
-    many,
-    recordings,
-    renderer,
-    run,
-    write_metadata,
-)
+from tests.corpus_fixtures import RATE, CountingCodec, dataset, many, recordings, write_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 # --multi_gpu is how accelerate starts several processes without MPI; without GPUs they run on the CPU.
