@@ -5,7 +5,7 @@ the first that is not kept, one is drawn from max(p - q, 0). What comes out is d
 (Leviathan et al. 2023, arXiv 2211.17192, appendix A.1). So a draft decides how fast it is, never what is said. Ids are
 kept with probability `overlap(p, q)`.
 
-It is no part of the engine, because it lost: `benchmarks/speculative.py` measures it, LOG.md has the figures.
+It is no part of the engine (yet): `benchmarks/speculative.py` measures where it would pay, LOG.md has the figures.
 """
 
 from __future__ import annotations
