@@ -12,7 +12,6 @@ seconds, summed over threads, which hardly change when others compute too; on a 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +22,14 @@ from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import RESULTS, ROOT, describe
+from benchmarks.common import LAYERS, Size, model_of
+from benchmarks.machine import RESULTS, describe
 from orpheus.cli import run
-from orpheus.config import DEFAULT_PROMPTS, PRESETS, Decoding, SamplingOptions, embedded_path
+from orpheus.config import DEFAULT_PROMPTS, Decoding, SamplingOptions
 from orpheus.errors import UserError
 from orpheus.provenance import write_json
 from orpheus.tokens import FRAME_SLOTS
 
-LAYERS = {"mid": 4, "orpheus-3b": 28}
 READ_BYTES = 2**29  # the memory that is read to measure the bandwidth: more than any cache holds
 
 
@@ -38,7 +37,7 @@ READ_BYTES = 2**29  # the memory that is read to measure the bandwidth: more tha
 class Options:
     """Measure generation: our engine strict and framed, and transformers, in turns."""
 
-    size: Literal["tiny", "mid", "orpheus-3b"] = "tiny"
+    size: Size = "tiny"
     """tiny: the embedded base. mid, orpheus-3b: random weights of the real width, 4 or 28 layers, bfloat16."""
     base: str | None = None
     """The base: a hub id or a folder. Default: the size's, made in .cache/bench if it is not there."""
@@ -46,6 +45,8 @@ class Options:
     """auto, cpu, cuda or cuda:N."""
     load_in_4bit: bool = False
     """Quantise the base to 4-bit NF4."""
+    decoding: Literal["both", "strict", "framed"] = "both"
+    """What our engine draws from: all ids, or those alone that may stand there (`orpheus.config.Decoding`)."""
     batches: tuple[int, ...] = (1,)
     """Rows spoken at once; each number is measured by itself."""
     tokens: int = 70
@@ -161,7 +162,7 @@ def measure(options: Options) -> dict[str, Any]:
     from orpheus.prompt import Renderer
 
     device = pick_device(options.device)
-    base = options.base or _base_of(options.size)
+    base = options.base or model_of(options.size, "base")
     dtype = torch.bfloat16 if options.size in LAYERS else None
     loaded = load_base(base, load_in_4bit=options.load_in_4bit, backend="transformers", device=device, dtype=dtype)
     pack_for_inference(loaded)
@@ -172,7 +173,7 @@ def measure(options: Options) -> dict[str, Any]:
     results = []
     for rows in options.batches:
         contenders: dict[str, Callable[[int], Turn]] = {}
-        for decoding in get_args(Decoding):
+        for decoding in get_args(Decoding) if options.decoding == "both" else (options.decoding,):
             sampling = SamplingOptions(max_new_tokens=options.tokens, decoding=decoding)
             contenders[decoding] = partial(tokens_per_second, engine, prompt, sampling, rows)
         contenders["transformers"] = partial(transformers_turn, loaded, prompt, sampling, rows)
@@ -208,17 +209,6 @@ def speedups(results: list[dict[str, Any]], by_clock: bool) -> dict[str, float]:
         for r in results
         if r["contender"] != "transformers"
     }
-
-
-def _base_of(size: str) -> str:
-    """The folder of a size's base; made where it is missing."""
-    if size == "tiny":
-        return embedded_path(PRESETS["tiny"].base)
-    folder = ROOT / ".cache" / "bench" / size
-    if not (folder / "base" / "model.safetensors.index.json").is_file():
-        maker = [sys.executable, str(ROOT / "data" / "make_full_size.py"), "--what", "base", "--overwrite"]
-        subprocess.run([*maker, "--layers", str(LAYERS[size]), "--out", str(folder)], check=True)
-    return str(folder / "base")
 
 
 def table(figures: dict[str, Any]) -> str:

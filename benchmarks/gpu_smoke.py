@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import RESULTS, ROOT, describe, without_paths
 from benchmarks.smoke_common import Settings
 from benchmarks.smoke_data import MEAN_S
+from orpheus import bench
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import PRESETS
 from orpheus.errors import UserError
@@ -67,10 +68,9 @@ STEPS = (
     Step("t4_peft", ("models",), gpu=True),
 )
 
-# Argument lists for `python -m orpheus bench`, each run as a step of its own after the others; {size}, {device} and
-# {base} are filled in.
+# Argument lists for `python -m orpheus bench`, each run as a step of its own after the others, the most important
+# first; {size}, {device} and {base} are filled in.
 SHARED = ["--size", "{size}", "--device", "{device}"]
-MEASURED_BY_MAKE_BENCH = ("generate", "stream", "prepare", "train")  # on a CPU
 BENCHMARKS: list[list[str]] = [
     ["generate", *SHARED, "--base", "{base}", "--batches", "1", "4", "16", "64", "--tokens", "140"],
     ["stream", *SHARED],
@@ -260,7 +260,7 @@ def main(options: Options) -> None:
                 reason = f"no time left of {options.minutes:g} minutes"
             elif options.only:
                 reason = "not among --only"
-            elif settings.device == "cpu" and arguments[0] in MEASURED_BY_MAKE_BENCH:
+            elif settings.device == "cpu" and arguments[0] in bench.BENCHMARKS:
                 reason = "needs a CUDA GPU; make bench measures a CPU"
             if reason:
                 record(name, {"status": "skipped", "reason": reason})

@@ -145,8 +145,9 @@ def main(options: Options) -> None:
     lengths = smoke_data.durations(options.clips or (300 if on_gpu else 5), options.clip_s or (9.0 if on_gpu else 4.0))
     clips = [smoke_data.clip(length, seed) for seed, length in enumerate(lengths)]
     audio_s = sum(map(len, clips)) / 24000
-    spans = in_turns({"notebook": lambda: notebook(codec, clips), "ours": lambda: ours(codec, clips)},
-                     options.rounds, codec.device)  # fmt: skip
+    ids: dict[str, list[list[int]]] = {}
+    spans = in_turns({"notebook": lambda: ids.update(notebook=notebook(codec, clips)),
+                      "ours": lambda: ids.update(ours=ours(codec, clips))}, options.rounds, codec.device)  # fmt: skip
     files = from_files(codec, clips)
     rows: list[dict[str, Any]] = []
     for name, span in (("the notebook's loop", spans["notebook"]), ("ours, encoder", spans["ours"]),
@@ -156,7 +157,7 @@ def main(options: Options) -> None:
     if options.workers and not on_gpu:
         rows.append({"contender": f"ours, {options.workers} processes of one thread", "audio s per s": round(
             audio_s / in_processes(folder, clips, options.workers), 2), "audio s per processor s": None})  # fmt: skip
-    pairs = list(zip(notebook(codec, clips), ours(codec, clips), strict=True))
+    pairs = list(zip(ids["notebook"], ids["ours"], strict=True))
     equal = sum(a == b for theirs, mine in pairs for a, b in zip(theirs, mine, strict=True))
     show("prepare", options.size, {
         "speedup_vs_loop": round(seconds(spans["notebook"], codec.device) / seconds(spans["ours"], codec.device), 2),

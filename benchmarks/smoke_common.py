@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +51,3 @@ def memory(settings: Settings) -> dict[str, float]:
     return {"peak_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "peak_allocated_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
             "peak_rss_gb": round(peak_rss_bytes() / 1e9, 2)}  # fmt: skip
-
-
-def synchronise(settings: Settings) -> Callable[[], None] | None:
-    """What waits for the GPU's work, for `timed`; None on a CPU."""
-    if not settings.on_gpu:
-        return None
-    import torch
-
-    return torch.cuda.synchronize

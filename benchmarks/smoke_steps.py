@@ -17,8 +17,9 @@ from functools import partial
 from typing import Any
 
 from benchmarks import smoke_data
+from benchmarks.common import synchroniser
 from benchmarks.machine import timed
-from benchmarks.smoke_common import Settings, check, memory, synchronise
+from benchmarks.smoke_common import Settings, check, memory
 from benchmarks.smoke_compare import agree_unsloth, logits_transformers, merge_export
 from orpheus.config import DEFAULT_PROMPTS, PRESETS, LoraOptions, SamplingOptions, SftOptions, filled
 from orpheus.tokens import FRAME_SLOTS
@@ -41,10 +42,10 @@ def encode(settings: Settings) -> dict[str, Any]:
     seconds = smoke_data.durations(settings.clips, settings.clip_s)
     clips = [smoke_data.clip(s, seed) for seed, s in enumerate(seconds)]
     codec.encode(clips[:2])  # kernels are chosen at the first call
-    with timed(synchronise(settings)) as span:
+    with timed(synchroniser(settings.device)) as span:
         codes = codec.encode(clips)
     check([c.frames for c in codes] == [-(-len(c) // codec.samples_per_frame) for c in clips], "wrong frame counts")
-    with timed(synchronise(settings)) as decoding:
+    with timed(synchroniser(settings.device)) as decoding:
         decoded = codec.decode(codes[0])
     check(len(decoded) == codes[0].frames * codec.samples_per_frame, "wrong length after decoding")
     check(bool(np.isfinite(decoded).all()), "the decoded audio holds NaN")
@@ -186,7 +187,7 @@ def _generation_speed(settings: Settings, tts: Any, rows: int) -> float:
     for _ in range(rows * FRAME_SLOTS):  # the prompt's own pass, and the frame that a GPU hands out at once
         next(stream, None)
     count = 0
-    with timed(synchronise(settings)) as span:
+    with timed(synchroniser(settings.device)) as span:
         for _, token in stream:
             count += 1
             if tts.engine.layout.slot_of(token) is None:
@@ -218,7 +219,7 @@ def generate_unsloth(settings: Settings, name: str, *, adapter: str) -> dict[str
                      pad_token_id=layout.pad)  # fmt: skip
     torch.manual_seed(1)
     model.generate(**arguments, max_new_tokens=8)
-    with timed(synchronise(settings)) as span:
+    with timed(synchroniser(settings.device)) as span:
         ids = model.generate(**arguments, max_new_tokens=settings.tokens)[0, prompt.shape[1] :].tolist()
     codes, stop = layout.unflatten(ids)
     check(codes.frames > 0, f"no frame: {stop}")

@@ -236,11 +236,28 @@ class OrpheusInference:
         started = time.perf_counter()
         for row in rows:
             row.started = started
+        running = len(rows)
+        due: list[_Row] = []  # those with a frame that is not decoded yet: rows mostly complete theirs in one step
         for index, token_id in self.engine.stream([r.prompt for r in rows], sampling, [r.seed for r in rows]):
             row = rows[index]
-            yield from row.push(token_id)
-            if row.frames.stop is not None or row.tokens == sampling.max_new_tokens:
+            if row in due:  # this engine has another order: no row waits for the others longer than for its next id
+                yield from self._decode(due)
+            if row.push(token_id):
+                due.append(row)
+            ended = row.frames.stop is not None or row.tokens == sampling.max_new_tokens
+            if ended or len(due) == running:
+                yield from self._decode(due)
+            if ended:
+                running -= 1
                 yield from row.finish(sampling)
+
+    def _decode(self, due: list[_Row]) -> Iterator[np.ndarray]:
+        """Decode the newest frame of each row in `due`, which is empty then; the chunks that became final."""
+        rows = due.copy()
+        due.clear()
+        chunks = self.codec.push_many([row.decoder for row in rows], [row.codes[-1] for row in rows])
+        for row, chunk in zip(rows, chunks, strict=True):
+            yield from row.keep(chunk)
 
 
 def load_voice(options: VoiceOptions) -> OrpheusInference:
@@ -276,15 +293,16 @@ class _Row:
         self.started = 0.0
         self.first_audio_s: float | None = None
 
-    def push(self, token_id: int) -> Iterator[np.ndarray]:
-        """Take an id; a chunk, float32 [n], when it completed a frame and samples became final."""
+    def push(self, token_id: int) -> bool:
+        """Take an id; whether it completed a frame, which is then the last of `codes`."""
         self.tokens += 1
         frame = self.frames.push(token_id)
         if frame is not None:
             self.codes.append(frame)
-            yield from self._keep(self.decoder.push(frame))
+        return frame is not None
 
-    def _keep(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
+    def keep(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
+        """Note the next samples, float32 [n], and yield them if there are any."""
         if len(chunk):
             if self.first_audio_s is None:
                 self.first_audio_s = time.perf_counter() - self.started
@@ -309,7 +327,7 @@ class _Row:
         last = self.decoder.finish()
         if stop.kind is not Stop.END_OF_SPEECH:
             last = fade_out(last)
-        yield from self._keep(last)
+        yield from self.keep(last)
         total_s = time.perf_counter() - self.started
         yield Speech(
             index=self.index,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,40 @@ def layout(tokenizer):
     from orpheus.tokens import TokenLayout
 
     return TokenLayout.from_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def renderer(tokenizer, layout):
+    """What makes prompts and examples for the tiny tokenizer."""
+    from orpheus.prompt import Renderer
+
+    return Renderer(tokenizer, layout)
+
+
+@pytest.fixture(scope="session")
+def codec():
+    """A tiny codec."""
+    from orpheus.codec import SnacCodec
+    from tests.codec_fixtures import tiny_snac
+
+    return SnacCodec.from_model(tiny_snac())
+
+
+@pytest.fixture
+def run(tmp_path, renderer, codec):
+    """`corpus.prepare` with everything named that a test does not care about."""
+    from orpheus.config import CorpusOptions
+    from orpheus.corpus import Corpus, prepare
+
+    def call(dataset: Any = None, *, codec: Any = codec, max_seq_length: int = 4096, seed: int = 0, progress=False,
+             **options: Any) -> Corpus:  # fmt: skip
+        if isinstance(dataset, (str, Path)):
+            options["dataset"], dataset = str(dataset), None
+        options = {"cache_dir": tmp_path / "cache", "validation_share": 0.0} | options
+        return prepare(CorpusOptions(**options), codec, renderer, max_seq_length=max_seq_length, seed=seed,
+                       dataset=dataset, progress=progress)  # fmt: skip
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of sources and corpus share: recordings, a codec that counts, one way to prepare."""
+"""What the tests of sources, corpus and encoding share: recordings, and a codec that counts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pytest
 import soundfile
 
 from orpheus import audio
 from orpheus.codec import SnacCodec
-from orpheus.config import CorpusOptions
-from orpheus.corpus import Corpus, prepare
-from orpheus.prompt import Renderer
 from orpheus.tokens import Codes
 from tests.codec_fixtures import speech_like, tiny_snac
 
@@ -42,31 +37,6 @@ class CountingCodec:
             raise KeyboardInterrupt
         self.encoded += len(wavs)
         return self._codec.encode(wavs)
-
-
-@pytest.fixture(scope="module")
-def codec() -> SnacCodec:
-    return SnacCodec.from_model(tiny_snac())
-
-
-@pytest.fixture(scope="module")
-def renderer(tokenizer, layout) -> Renderer:
-    return Renderer(tokenizer, layout)
-
-
-@pytest.fixture
-def run(tmp_path, renderer, codec) -> Callable[..., Corpus]:
-    """`prepare` with everything named that a test does not care about."""
-
-    def call(dataset: Any = None, *, codec: Any = codec, max_seq_length: int = 4096, seed: int = 0, progress=False,
-             **options: Any) -> Corpus:  # fmt: skip
-        if isinstance(dataset, (str, Path)):
-            options["dataset"], dataset = str(dataset), None
-        options = {"cache_dir": tmp_path / "cache", "validation_share": 0.0} | options
-        return prepare(CorpusOptions(**options), codec, renderer, max_seq_length=max_seq_length, seed=seed,
-                       dataset=dataset, progress=progress)  # fmt: skip
-
-    return call
 
 
 def recordings(count: int = 3, seconds: float = 0.4) -> list[np.ndarray]:

@@ -28,6 +28,11 @@ def test_generation_is_measured_and_ends_in_one_line_of_json(capsys):
     assert len([line for line in lines if line.startswith("| ")]) == 7 and figures["speed_by"] == "processor seconds"
 
 
+def test_one_decoding_can_be_measured_alone(capsys):
+    generate.main(Options(size="tiny", device="cpu", tokens=14, rounds=1, decoding="framed"))
+    assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["speedup_vs_transformers"]) == {"framed"}
+
+
 def test_a_round_counts_whole_frames_after_the_first():
     clock = [(10.0 + i, 100.0 + 2 * i) for i in range(20)]  # steps at 10, 11, ... seconds
     played = turn((8.0, 0.0), clock, rows=3)

@@ -34,11 +34,6 @@ def tiny_codec() -> SnacCodec:
     return SnacCodec.from_model(tiny_snac())
 
 
-@pytest.fixture(scope="module")
-def codec() -> SnacCodec:
-    return tiny_codec()
-
-
 def random_codes(frames: int, seed: int = 0) -> Codes:
     rng = np.random.default_rng(seed)
     return Codes(*(rng.integers(0, CODEBOOK_SIZE, frames * rate) for rate in LAYER_RATE))

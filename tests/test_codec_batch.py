@@ -17,11 +17,6 @@ from tests.codec_fixtures import TINY, speech_like, tiny_snac
 from tests.test_codec import TOLERANCE, random_codes
 
 
-@pytest.fixture(scope="module")
-def codec() -> SnacCodec:
-    return SnacCodec.from_model(tiny_snac())
-
-
 def pushed(codec: SnacCodec, plan: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Push frames by `plan` (a row a call, a number of frames for each stream); each one's samples and the whole."""
     count = len(plan[0]) if plan else 0

@@ -19,19 +19,7 @@ from orpheus.errors import UserError
 from orpheus.prompt import IGNORE, Renderer
 from orpheus.tokens import FRAME_SLOTS, Codes
 from tests.codec_fixtures import speech_like
-from tests.corpus_fixtures import (  # noqa: F401 - fixtures
-    RATE,
-    TEXTS,
-    CountingCodec,
-    codec,
-    dataset,
-    many,
-    recordings,
-    renderer,
-    run,
-    wav,
-    write_metadata,
-)
+from tests.corpus_fixtures import RATE, TEXTS, CountingCodec, dataset, many, recordings, wav, write_metadata
 
 # ---- voices ----
 

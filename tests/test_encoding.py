@@ -15,22 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orpheus import corpus, encoding
+from orpheus.cli import parse
 from orpheus.config import CorpusOptions
 from orpheus.corpus import encode_part
 from orpheus.encoding import AHEAD, Part, read_ahead
 from orpheus.errors import UserError
+from orpheus.prepare import PrepareOptions
+from orpheus.prepare import main as prepare
 from orpheus.tokens import Codes
-from tests.corpus_fixtures import (  # noqa: F401 - fixtures
-    RATE,
-    CountingCodec,
-    codec,
-    dataset,
-    many,
-    recordings,
-    renderer,
-    run,
-    write_metadata,
-)
+from tests.corpus_fixtures import RATE, CountingCodec, dataset, many, recordings, write_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 # --multi_gpu is how accelerate starts several processes without MPI; without GPUs they run on the CPU.
@@ -204,23 +197,23 @@ def read_cache(folder: Path) -> dict[str, list[list[int]]]:
 def test_two_worker_processes_encode_what_one_does(base_dir, codec_dir, tmp_path):
     """`accelerate launch` starts two workers; each takes its part by its rank, and the cache is that of one process."""
     folder = write_metadata(tmp_path / "recordings", ".csv")
-    common = ["-m", "orpheus", "prepare", "--dataset", str(folder), "--base", str(base_dir), "--codec", str(codec_dir),
-              "--device", "cpu"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    common = ["--dataset", str(folder), "--base", str(base_dir), "--codec", str(codec_dir), "--device", "cpu"]
 
-    def call(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def call(*arguments: str) -> None:
+        prepare(parse(PrepareOptions, [*common, *arguments]))
 
     one, two = tmp_path / "one", tmp_path / "two"
-    out = call(*LAUNCH, *common, "--cache-dir", str(two), "--report", str(tmp_path / "no.txt"))
-    assert "shard 0 of 2: 2 clips" in out and "shard 1 of 2: 1 clip" in out
+    command = [sys.executable, *LAUNCH, "-m", "orpheus", "prepare", *common, "--cache-dir", str(two), "--report",
+               str(tmp_path / "no.txt")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "shard 0 of 2: 2 clips" in done.stdout and "shard 1 of 2: 1 clip" in done.stdout
     assert not (tmp_path / "no.txt").exists()  # the report is the whole run's
-    call(*common, "--cache-dir", str(one), "--report", str(tmp_path / "report.txt"))
+    call("--cache-dir", str(one), "--report", str(tmp_path / "report.txt"))
     assert read_cache(one) == read_cache(two) and len(read_cache(one)) == 3
     # The merging run: nothing is left to encode, so the cache files stay as they are.
     before = {path: path.stat().st_mtime_ns for path in two.rglob("*.npz")}
-    call(*common, "--cache-dir", str(two), "--report", str(tmp_path / "report2.txt"))
+    call("--cache-dir", str(two), "--report", str(tmp_path / "report2.txt"))
     assert {path: path.stat().st_mtime_ns for path in two.rglob("*.npz")} == before
     assert (tmp_path / "report2.txt").read_text() == (tmp_path / "report.txt").read_text()

@@ -131,6 +131,28 @@ def test_rows_of_a_batch_end_by_themselves(tts, layout, scripted):
         np.testing.assert_allclose(speech.samples, tts.codec.decode(codes, speech.seed), atol=1e-5)
 
 
+def test_the_frames_of_a_batch_are_decoded_together(tts, layout, scripted, monkeypatch):
+    scripted(*(ids_of(layout, some_codes(n, seed=n), layout.end_of_speech) for n in (2, 4, 4)))
+    together, push_many = [], tts.codec.push_many
+    monkeypatch.setattr(tts.codec, "push_many", lambda s, c: (together.append(len(s)), push_many(s, c))[1])
+    tts.generate(["one", "two", "three"], seed=10)
+    assert [n for n in together if n] == [3, 3, 2, 2]
+
+
+def test_rows_may_come_in_any_order(tts, layout, monkeypatch):
+    """As the engines' protocol says: one after the other here; each is what it is alone."""
+    parts = [some_codes(n, seed=n) for n in (3, 5, 4)]
+
+    class OneByOne(ScriptedEngine):
+        def stream(self, *arguments):
+            return iter(sorted(super().stream(*arguments), key=lambda pair: -pair[0]))
+
+    scripts = [ids_of(layout, codes, layout.end_of_speech) for codes in parts]
+    monkeypatch.setattr(tts, "engine", OneByOne(layout, scripts))
+    for speech, codes in zip(tts.generate(["one", "two", "three"], seed=10), parts, strict=True):
+        np.testing.assert_allclose(speech.samples, tts.codec.decode(codes, speech.seed), atol=1e-5)
+
+
 def test_one_silent_row_does_not_lose_the_others(tts, layout, scripted, tmp_path):
     scripted(ids_of(layout, some_codes(2), layout.end_of_speech), [layout.end_of_speech])
     with pytest.raises(NoSpeech, match="'bad'"):

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from orpheus import launch
 from orpheus.errors import UserError
 from orpheus.model import load_base, pick_device
-from tests.test_encoding import LAUNCH, ROOT
+from tests.corpus_fixtures import recordings, wav
+from tests.test_encoding import LAUNCH, ROOT, read_cache
 from tests.test_train import IDENTITY, OPTIONS, adapter, corpus, lively_base, weights  # noqa: F401 - fixtures
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SHARED = replace(OPTIONS, max_steps=5, batch_size=2, gradient_accumulation=1, save_every=3, eval_every=0)
 
 
@@ -87,9 +90,8 @@ def test_two_processes_train_what_one_does(lively_base, corpus, tmp_path):
     corpus.save_to_disk(str(tmp_path / "data"))
     out = tmp_path / "two"
     out.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *LAUNCH, "-m", "tests.test_launch", str(out), str(lively_base), str(tmp_path / "data")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[:6000]
     first, second = (json.loads((out / f"result_{rank}.json").read_text()) for rank in (0, 1))
     assert (first["rank"], second["rank"]) == (0, 1) and first["steps"] == second["steps"] == 5
@@ -109,6 +111,43 @@ def test_two_processes_train_what_one_does(lively_base, corpus, tmp_path):
         for name, weight in weights(alone).items():
             assert torch.allclose(trained[name], weight, atol=1e-4), name
     assert any(w.abs().max() > 1e-2 for n, w in weights(alone).items() if "lora_B" in n)
+
+
+@pytest.mark.slow
+def test_the_whole_program_under_accelerate_launch(tmp_path, capfd):
+    """Recordings to an adapter: what one process with twice the accumulation makes, and said and saved once."""
+    import orpheus_sft_unsloth
+    from orpheus.cli import parse
+    from orpheus.config import SftOptions
+
+    for number, clip in enumerate(recordings(6)):
+        (tmp_path / f"{number}.wav").write_bytes(wav(clip))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.wav,Clip {i}.\n" for i in range(6)))
+
+    def arguments(out: str, accumulation: int) -> list[str]:
+        return ["--preset", "tiny", "--dataset", str(tmp_path), "--cache-dir", str(tmp_path / f"{out}_codes"),
+                "--output-dir", str(tmp_path / out), "--no-speak-samples", "--batch-size", "1", "--validation-share",
+                "0.34", "--gradient-accumulation", str(accumulation), "--max-steps", "3", "--log-every", "1",
+                "--save-every", "2", "--warmup-steps", "0", "--learning-rate", "0.001"]  # fmt: skip
+
+    command = [sys.executable, *LAUNCH, str(ROOT / "orpheus_sft_unsloth.py"), *arguments("two", 1)]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[:6000]
+    orpheus_sft_unsloth.main(parse(SftOptions, arguments("one", 2)))
+    alone = capfd.readouterr().out
+    for said in ("preset tiny: base", "6 of 6 from", "3 steps", "adapter: "):
+        assert done.stdout.count(said) == alone.count(said) == 1, f"{said}\n{done.stdout}\n{alone}"
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert read_cache(tmp_path / "two_codes") == read_cache(tmp_path / "one_codes")
+    logs = [json.loads((folder / "training_log.json").read_text())["history"] for folder in (two, one)]
+    for loss in ("loss", "eval_loss"):
+        shared, expected = ([entry[loss] for entry in log if loss in entry] for log in logs)
+        assert shared == pytest.approx(expected, abs=2e-3) and len(expected) == {"loss": 3, "eval_loss": 2}[loss]
+    shared, expected = (load_file(folder / "adapter_model.safetensors") for folder in (two, one))
+    assert set(shared) == set(expected)
+    for name, weight in expected.items():  # where a gradient is nearly zero, Adam makes a step of its rounding
+        assert (torch.abs(shared[name] - weight) > 1e-4).float().mean() < 0.01, name
 
 
 if __name__ == "__main__":

@@ -27,11 +27,6 @@ from orpheus.tokens import ORPHEUS, Codes
 CODES = Codes(np.array([1, 2]), np.arange(4), np.arange(8))
 
 
-@pytest.fixture(scope="module")
-def renderer(tokenizer, layout):
-    return Renderer(tokenizer, layout)
-
-
 def test_the_exact_prompt(renderer, tokenizer, layout):
     text = tokenizer("tara: Hi <laugh> there", add_special_tokens=False)["input_ids"]
     expected = [layout.start_of_human, layout.bos, *text, layout.end_of_text, layout.end_of_human,

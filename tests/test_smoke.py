@@ -14,6 +14,7 @@ from benchmarks import gpu_smoke
 from benchmarks.gpu_smoke import Options, complete, main, plan, reason_to_skip, run_step
 from benchmarks.machine import ROOT, describe, without_paths
 from benchmarks.smoke_data import durations
+from orpheus import bench
 from orpheus.errors import UserError
 
 CPU = Options(device="cpu", size="tiny")
@@ -28,6 +29,10 @@ def test_every_step_has_a_function_and_needs_earlier_ones():
         assert set(step.needs) <= set(names[:position])
         inputs = getattr(FUNCTIONS.get(step.name), "keywords", {})
         assert {inputs[k] for k in ("adapter", "reference") if k in inputs} <= {*step.needs, "train_peft_16bit"}
+
+
+def test_every_benchmark_is_a_step():
+    assert sorted(arguments[0] for arguments in gpu_smoke.BENCHMARKS) == sorted(bench.BENCHMARKS)
 
 
 def test_only_brings_what_it_needs():

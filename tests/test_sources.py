@@ -16,19 +16,7 @@ import pytest
 from orpheus import sources
 from orpheus.config import HUB_CORPUS, CorpusOptions
 from orpheus.errors import UserError
-from tests.corpus_fixtures import (  # noqa: F401 - fixtures
-    RATE,
-    TEXTS,
-    codec,
-    dataset,
-    many,
-    recordings,
-    renderer,
-    rows,
-    run,
-    wav,
-    write_metadata,
-)
+from tests.corpus_fixtures import RATE, TEXTS, dataset, many, recordings, rows, write_metadata
 
 # ---- layouts ----
 

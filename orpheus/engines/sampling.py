@@ -112,6 +112,24 @@ def draw_index(probabilities: Any, top_p: float, draw: Any, count: int | None) -
     """
     import torch
 
+    top, ids, enough = nucleus(probabilities, top_p, count)
+    cumulative = top.cumsum(-1)
+    index = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
+    last = (top > 0).sum(-1, keepdim=True) - 1
+    return ids.gather(-1, torch.minimum(index, last))[:, 0], enough
+
+
+def nucleus(probabilities: Any, top_p: float, count: int | None) -> tuple[Any, Any, Any]:
+    """The smallest set of ids that holds top_p, looked for among the `count` most likely (None: among all).
+
+    Args:
+        probabilities: float32 [B, n].
+    Returns:
+        float64 [B, count], the probabilities, most likely first, 0 outside of the set; int64 [B, count], their ids;
+        bool [B], whether the set lies within `count` (where not, it is too small).
+    """
+    import torch
+
     if count is None:
         top, ids = probabilities.sort(dim=-1, descending=True)
     else:
@@ -119,8 +137,4 @@ def draw_index(probabilities: Any, top_p: float, draw: Any, count: int | None) -
     enough = top.sum(-1) >= top_p
     top = top.double()
     before = top.cumsum(-1) - top
-    top = torch.where(before < top_p, top, 0.0)  # the smallest set that reaches top_p, its last id included
-    cumulative = top.cumsum(-1)
-    index = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
-    last = (top > 0).sum(-1, keepdim=True) - 1
-    return ids.gather(-1, torch.minimum(index, last))[:, 0], enough
+    return torch.where(before < top_p, top, 0.0), ids, enough  # the id that reaches top_p is in it
