@@ -22,8 +22,11 @@ Scores = Callable[[Sequence[int]], np.ndarray]
 
 LIMITS = {"float32": 0.001, "F32": 0.001, "float16": 0.005, "F16": 0.005, "bfloat16": 0.02, "BF16": 0.02,
           "Q8_0": 0.05, "Q6_K": 0.08, "Q5_K_M": 0.12, "Q4_K_M": 0.2}  # fmt: skip
-"""How far scores may be from the source's: root mean square of the difference over the spread (standard deviation).
-An id counts as tied with the source's best if its score is lower by no more than that, in units of the spread."""
+"""How far scores may be from the source's: root mean square of the difference over the spread (standard deviation)."""
+TIES = 2.0
+"""An id counts as tied with the source's best if its score is lower by at most so many limits, in units of the spread.
+Among thousands of codes with nearly the best score the largest error decides: with random weights of the published size,
+Q4_K_M differs by 0.084 of the spread, and the worst of 70 greedy ids stood 0.274 below the source's best."""
 ROUNDING = 0.05  # added where the source itself is computed in 16 bit
 GREEDY_FRAMES, SLOT_FRAMES = 10, 50
 MOST_UTTERANCES = 30  # to collect the frames from: a voice may end early
@@ -105,11 +108,11 @@ def compare(spoken: Spoken, source: Scores, kind: str, exact: bool) -> dict[str,
         "frames_in_their_slots": spoken.frames,
         "utterances": spoken.utterances,
     }
-    if not max(distance, lower.max()) <= limit:  # NaN is not within a limit
+    if not max(distance, lower.max() / TIES) <= limit:  # NaN is not within a limit
         raise UserError(
-            f"the export differs from its source: scores by {distance:.4f} of their spread, "
+            f"the export differs from its source: scores by {distance:.4f} of their spread (limit {limit:g}), "
             f"and {len(spoken.ids) - same} of {len(spoken.ids)} ids, the worst of them by "
-            f"{lower.max():.4f} (limit {limit:g}). Export with more bits (--type Q8_0, --dtype float32)"
+            f"{lower.max():.4f} (limit {TIES * limit:g}). Export with more bits (--type Q8_0, --dtype float32)"
         )
     return figures
 
