@@ -25,8 +25,8 @@ LIMITS = {"float32": 0.001, "F32": 0.001, "float16": 0.005, "F16": 0.005, "bfloa
 """How far scores may be from the source's: root mean square of the difference over the spread (standard deviation)."""
 TIES = 2.0
 """An id counts as tied with the source's best if its score is lower by at most so many limits, in units of the spread.
-Among thousands of codes with nearly the best score the largest error decides: with random weights of the published size,
-Q4_K_M differs by 0.084 of the spread, and the worst of 70 greedy ids stood 0.274 below the source's best."""
+Among thousands of codes with nearly the best score the largest error decides: with random weights of the published
+size, Q4_K_M differs by 0.084 of the spread, and the worst of 70 greedy ids stood 0.274 below the source's best."""
 ROUNDING = 0.05  # added where the source itself is computed in 16 bit
 GREEDY_FRAMES, SLOT_FRAMES = 10, 50
 MOST_UTTERANCES = 30  # to collect the frames from: a voice may end early
