@@ -17,7 +17,7 @@ from pathlib import Path
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import SftOptions, as_dict, filled, resumable
 from orpheus.errors import UserError
-from orpheus.launch import is_main, rank, wait_for_all, world_size
+from orpheus.launch import environment_alone, is_main, rank, wait_for_all, world_size
 
 
 def main(options: SftOptions) -> None:
@@ -100,7 +100,7 @@ def main(options: SftOptions) -> None:
         speak += ["--overwrite"] if options.overwrite_samples else []
         speak += ["--voice", corpus.voices[0]] if corpus.voices else []
         speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
-        if subprocess.run(speak, check=False).returncode != 0:
+        if subprocess.run(speak, check=False, env=environment_alone()).returncode != 0:
             raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
 
 

@@ -30,6 +30,12 @@ def local_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and world_size() > 1 else device
 
 
+def environment_alone() -> dict[str, str]:
+    """The environment for a program that is started by one of the processes and is not one of them."""
+    told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return {name: value for name, value in os.environ.items() if name not in told}
+
+
 def wait_for_all() -> None:
     """Return when every process has come here; at once where there is only one."""
     if world_size() > 1:

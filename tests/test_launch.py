@@ -33,6 +33,14 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
     launch.wait_for_all()
 
 
+def test_a_program_that_one_process_starts_is_alone(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "KEPT": "yes"}.items():
+        monkeypatch.setenv(name, value)
+    for name in os.environ.keys() - launch.environment_alone().keys():
+        monkeypatch.delenv(name)
+    assert (launch.rank(), launch.world_size(), os.environ["KEPT"]) == (0, 1, "yes")
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch):
     for name, value in {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
