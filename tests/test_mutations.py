@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orpheus import audio, config, inference
+from orpheus import audio, config
 from orpheus.adapter import add_lora, save_adapter
 from orpheus.codec import SnacCodec
 from orpheus.config import PRESETS, SamplingOptions
 from orpheus.corpus import prepare
+from orpheus.engines import choose
 from orpheus.inference import OrpheusInference
 from orpheus.metrics import median_f0_hz, word_errors, words
 from orpheus.model import load_base
@@ -171,7 +172,7 @@ def test_an_adapter_that_is_not_applied_is_heard(trained, monkeypatch):
     """It loads without a word, and speaks with the base's voices."""
     voice = pitches(OrpheusInference(trained))
     assert np.median(voice) == pytest.approx(NEW_VOICE_HZ, rel=0.15)  # the codec alone takes it to 180 Hz
-    monkeypatch.setattr(inference, "attach_adapter", lambda loaded, folder: loaded)
-    monkeypatch.setattr(inference, "merge", lambda loaded: loaded)
+    monkeypatch.setattr(choose, "attach_adapter", lambda loaded, folder: loaded)
+    monkeypatch.setattr(choose, "merge", lambda loaded: loaded)
     missed = np.abs(np.divide(pitches(OrpheusInference(trained)), NEW_VOICE_HZ) - 1)
     assert np.median(missed) > 0.13

@@ -74,11 +74,10 @@ def test_what_is_trained_or_computed_in_32_bit_is_not_packed(base_dir):
 
 def test_the_voice_is_packed(adapter_dir, monkeypatch):
     """OrpheusInference packs after the adapter is on."""
-    from orpheus import inference
+    from orpheus.engines import choose
+    from orpheus.inference import OrpheusInference
 
     seen = []
-    monkeypatch.setattr(
-        inference, "pack_for_inference", lambda loaded: seen.append(hasattr(loaded.model, "peft_config"))
-    )
-    inference.OrpheusInference(adapter_dir, load_in_4bit=True)
+    monkeypatch.setattr(choose, "pack_for_inference", lambda loaded: seen.append(hasattr(loaded.model, "peft_config")))
+    OrpheusInference(adapter_dir, load_in_4bit=True)
     assert seen == [True]
