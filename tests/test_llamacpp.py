@@ -197,7 +197,7 @@ def test_a_row_ends_with_its_first_illegal_id(engine, prompts, monkeypatch):
 
 
 def test_q4_k_m_speaks_and_streams_and_repeats(quantised, files, tmp_path):
-    texts = ["The cat sat by the door, <laughs> again.", "leo: Hello there."]
+    texts = ["Oh no, <laughs> the cat is in the kitchen.", "leo: What a lovely story, thank you Anna."]
     speeches = quantised.generate(texts, voice="tara", seed=3, output_dir=tmp_path)
     assert [s.finish_reason for s in speeches] == ["end_of_speech"] * 2 and [s.voice for s in speeches] == [
         "tara",
