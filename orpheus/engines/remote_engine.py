@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from typing import Any
 
 from orpheus.config import SamplingOptions
@@ -92,8 +92,7 @@ class RemoteEngine:
         for prompt in prompts:
             check_length(prompt, sampling.max_new_tokens, self.context_length)
         bodies = [self._request(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        with closing(self._background.merge([self._row(body) for body in bodies])) as rows:
-            yield from rows
+        yield from self._background.merge([self._row(body) for body in bodies])
 
     # ---- one row ----
 

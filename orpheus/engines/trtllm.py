@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,8 +127,7 @@ class TrtllmEngine:
         for prompt in prompts:
             check_length(prompt, sampling.max_new_tokens, self.context_length)
         rows = [self._row(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        with closing(self._background.merge(rows)) as merged:
-            yield from merged
+        yield from self._background.merge(rows)
 
     async def _row(self, prompt: Sequence[int], sampling: SamplingOptions, seed: int) -> AsyncGenerator[int, None]:
         greedy = sampling.temperature == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,7 @@ class VllmEngine:
         for prompt in prompts:
             check_length(prompt, sampling.max_new_tokens, self.context_length)
         rows = [self._row(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        with closing(self._background.merge(rows)) as merged:
-            yield from merged
+        yield from self._background.merge(rows)
 
     async def _row(self, prompt: Sequence[int], sampling: SamplingOptions, seed: int) -> AsyncGenerator[int, None]:
         from vllm import SamplingParams
