@@ -207,4 +207,7 @@ class LlamaCppContext:
 
     def _scores(self, row: int) -> np.ndarray:
         pointer = self.model.api.llama_get_logits_ith(self.handle, row)
-        return np.ctypeslib.as_array(pointer, (len(self.model.tokenizer.tokens),))
+        memory = (ctypes.c_float * len(self.model.tokenizer.tokens)).from_address(ctypes.addressof(pointer.contents))
+        # It is freed with this context, which must therefore live as long as the array.
+        memory.owner = self  # type: ignore[attr-defined]
+        return np.ctypeslib.as_array(memory)
