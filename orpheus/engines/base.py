@@ -28,11 +28,12 @@ class Engine(Protocol):
         ...
 
 
-def check_length(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> None:
-    """UserError if prompt and speech can't both fit the model's context."""
-    if len(prompt) + max_new_tokens > context_length:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens and up to {max_new_tokens} tokens of speech may follow, "
-            f"more than the model's context of {context_length}: shorten the text, or lower "
-            "--max-new-tokens"
-        )
+def check_lengths(prompts: Sequence[Sequence[int]], max_new_tokens: int, context_length: int) -> None:
+    """UserError if one of the prompts and its speech can't both fit the model's context."""
+    for prompt in prompts:
+        if len(prompt) + max_new_tokens > context_length:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens and up to {max_new_tokens} tokens of speech may follow, "
+                f"more than the model's context of {context_length}: shorten the text, or lower "
+                "--max-new-tokens"
+            )

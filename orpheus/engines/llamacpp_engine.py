@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orpheus.config import SamplingOptions
-from orpheus.engines.base import check_length
+from orpheus.engines.base import check_lengths
 from orpheus.engines.batch import Batch
 from orpheus.engines.llama import take
 from orpheus.engines.llamacpp_model import LlamaCppContext, LlamaCppModel
@@ -35,8 +35,7 @@ class LlamaCppEngine:
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:
         """Yield `(row, id)` as tokens are drawn, row after row. UserError for a prompt that is too long."""
-        for prompt in prompts:
-            check_length(prompt, sampling.max_new_tokens, self.model.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.model.context_length)
         context = self._context(max(map(len, prompts)) + sampling.max_new_tokens)
         try:
             for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):

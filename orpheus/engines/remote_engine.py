@@ -16,7 +16,7 @@ from typing import Any
 
 from orpheus.config import SamplingOptions
 from orpheus.engines.background import Background
-from orpheus.engines.base import check_length
+from orpheus.engines.base import check_lengths
 from orpheus.engines.reply import Reply, message_of, shown
 from orpheus.engines.servers import Kind, ids_of, kind_of
 from orpheus.errors import MissingPackage, UserError
@@ -89,8 +89,7 @@ class RemoteEngine:
                 f"decoding '{sampling.decoding}' needs the model in this process, and {self.server} draws from its "
                 "whole vocabulary: use --decoding strict, or another engine"
             )
-        for prompt in prompts:
-            check_length(prompt, sampling.max_new_tokens, self.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
         bodies = [self._request(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         yield from self._background.merge([self._row(body) for body in bodies])
 

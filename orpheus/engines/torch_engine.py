@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from orpheus.config import SamplingOptions
-from orpheus.engines.base import check_length
+from orpheus.engines.base import check_lengths
 from orpheus.engines.batch import Batch
 from orpheus.engines.cpu import quick_products
 from orpheus.engines.frames import BOUND_STEP, CudaGraphs, Frames
@@ -45,8 +45,7 @@ class TorchEngine:
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:
         """Yield `(row, id)` as tokens are drawn. Raises UserError for a prompt that does not fit the context."""
-        for prompt in prompts:
-            check_length(prompt, sampling.max_new_tokens, self.loaded.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.loaded.context_length)
         steps = (self._by_frame if self.by_frame else self._by_token)(prompts, sampling, seeds)
         active = set(range(len(prompts)))
         with closing(steps):

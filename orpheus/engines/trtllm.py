@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from orpheus.config import SamplingOptions
 from orpheus.engines.background import Background
-from orpheus.engines.base import check_length
+from orpheus.engines.base import check_lengths
 from orpheus.errors import MissingPackage, UserError
 from orpheus.tokens import TokenLayout
 
@@ -124,8 +124,7 @@ class TrtllmEngine:
         """Yield `(row, id)` as they are drawn. Closing it aborts the requests. UserError for a prompt too long."""
         if sampling.decoding != "strict":
             raise UserError(f"decoding '{sampling.decoding}' is not built for TensorRT-LLM: use --decoding strict")
-        for prompt in prompts:
-            check_length(prompt, sampling.max_new_tokens, self.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
         rows = [self._row(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         yield from self._background.merge(rows)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from orpheus.config import SamplingOptions
 from orpheus.engines.background import Background
-from orpheus.engines.base import check_length
+from orpheus.engines.base import check_lengths
 from orpheus.errors import MissingPackage, UserError
 from orpheus.tokens import TokenLayout
 
@@ -96,8 +96,7 @@ class VllmEngine:
                 f"decoding '{sampling.decoding}' is not built for vLLM, which draws from the whole vocabulary: use "
                 "--decoding strict, or another engine"
             )
-        for prompt in prompts:
-            check_length(prompt, sampling.max_new_tokens, self.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
         rows = [self._row(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         yield from self._background.merge(rows)
 
