@@ -21,6 +21,7 @@ from orpheus.model import load_base
 from tests import old_engine
 from tests.slotted import slotted
 from tests.tiny import build_base
+from tests.voices import rows_of
 
 PROMPTS = [[262, 256, 40, 41, 258, 263, 264, 260], [262, 256, 50, 258, 263, 264, 260]]
 
@@ -53,10 +54,7 @@ FORMS = ["plain", "transformers", "adapter", "merged", "4bit", "4bit adapter"]
 
 
 def run(engine, prompts, seeds, **options):
-    rows = [[] for _ in prompts]
-    for row, token in engine.stream(prompts, SamplingOptions(**options), seeds):
-        rows[row].append(token)
-    return rows
+    return rows_of(engine, prompts, SamplingOptions(**options), seeds)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from orpheus.engines.torch_engine import TorchEngine
 from orpheus.model import load_base
 from orpheus.tokens import Stop
 from tests import old_engine
+from tests.voices import rows_of
 
 PROMPTS = [[262, 256, 40, 41, 258, 263, 264, 260], [262, 256, 50, 258, 263, 264, 260]]
 
@@ -71,10 +72,9 @@ def test_it_is_the_plain_way_with_the_illegal_ids_masked(engine, layout, prompts
     """The nucleus is taken from the legal ids' own probabilities: those of a softmax in which the others are -inf."""
     sampling = SamplingOptions(**options, max_new_tokens=30, decoding="framed")
     seeds = [11, 12][: len(prompts)]
-    rows: list[list[int]] = [[] for _ in prompts]
-    for row, token in engine.stream(prompts, sampling, seeds):
-        rows[row].append(token)
-    assert rows == old_engine.generate(engine.loaded.model, layout, prompts, sampling, seeds)
+    assert rows_of(engine, prompts, sampling, seeds) == old_engine.generate(
+        engine.loaded.model, layout, prompts, sampling, seeds
+    )
 
 
 def test_no_illegal_id_is_drawn(engine, layout):

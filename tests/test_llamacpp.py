@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from contextlib import closing
 from itertools import islice
 from types import SimpleNamespace
@@ -32,7 +34,7 @@ from orpheus.prompt import KNOWN_TAGS, Renderer
 from orpheus.provenance import Provenance
 from orpheus.tokens import FRAME_SLOTS
 from tests.tiny import build_base, build_tokenizer
-from tests.voices import save_random_adapter
+from tests.voices import rows_of, save_random_adapter
 
 pytestmark = pytest.mark.engines
 
@@ -81,10 +83,7 @@ def quantised(files):
 
 
 def run(engine, prompts, seeds=None, **options):
-    rows = [[] for _ in prompts]
-    for row, token in engine.stream(prompts, SamplingOptions(**options), seeds or range(len(prompts))):
-        rows[row].append(token)
-    return rows
+    return rows_of(engine, prompts, SamplingOptions(**options), seeds or range(len(prompts)))
 
 
 # ---- the same ids ----
@@ -136,6 +135,18 @@ def test_an_adapter_goes_into_the_file(tmp_path, loaded, prompts):
 
 
 # ---- the engine ----
+
+
+def test_scores_keep_their_context_alive(engine, prompts):
+    scores = LlamaCppContext(engine.model, 64, exact=True).feed(prompts[0])
+    gc.collect()
+    other = LlamaCppContext(engine.model, 64, exact=True)  # would take the memory of the first
+    other.feed(prompts[1])
+    assert np.array_equal(scores, LlamaCppContext(engine.model, 64, exact=True).feed(prompts[0]))
+    gone = weakref.ref(other)
+    del other
+    gc.collect()
+    assert gone() is None
 
 
 def test_common_beginnings_are_run_once(engine, prompts, monkeypatch):

@@ -10,6 +10,7 @@ from orpheus.config import SamplingOptions
 from orpheus.engines.torch_engine import TorchEngine
 from orpheus.model import load_base, pack_for_inference
 from tests.slotted import slotted
+from tests.voices import rows_of
 
 IDS = torch.tensor([[262, 256, 40, 41, 258, 263, 264, 260]])
 LINEAR_LAYERS = 2 * 7
@@ -50,11 +51,8 @@ def test_rows_of_a_packed_batch_equal_rows_alone(base_dir, layout):
     engine, prompts = TorchEngine(loaded), [IDS[0].tolist(), IDS[0, 1:].tolist()]
 
     def speak(prompts, seeds):
-        rows = [[] for _ in prompts]
         with slotted(loaded.model, layout):
-            for row, token in engine.stream(prompts, SamplingOptions(max_new_tokens=14, temperature=0), seeds):
-                rows[row].append(token)
-        return rows
+            return rows_of(engine, prompts, SamplingOptions(max_new_tokens=14, temperature=0), seeds)
 
     both = speak(prompts, [1, 2])
     assert [len(row) for row in both] == [14, 14]

@@ -14,6 +14,7 @@ from orpheus.engines.token_text import UNKNOWN
 from orpheus.errors import UserError
 from orpheus.tokens import CUSTOM_TOKEN, FRAME_SLOTS, ORPHEUS, FrameStream, Stop, TokenLayout
 from tests.scripted_server import DONE, END, HangUp, ScriptedServer, cut, event, sends, speech, usage, written
+from tests.voices import rows_of
 
 PROMPT = [ORPHEUS.start_of_human, ORPHEUS.bos, 40, 41, ORPHEUS.end_of_text, ORPHEUS.start_of_speech]
 
@@ -41,10 +42,7 @@ def connect(server, monkeypatch):
 
 
 def run(engine, prompts=(PROMPT,), **options):
-    rows = [[] for _ in prompts]
-    for row, token_id in engine.stream(prompts, SamplingOptions(**options), range(len(prompts))):
-        rows[row].append(token_id)
-    return rows
+    return rows_of(engine, prompts, SamplingOptions(**options), range(len(prompts)))
 
 
 # ---- what arrives ----

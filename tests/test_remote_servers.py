@@ -29,7 +29,7 @@ from orpheus.engines.torch_engine import TorchEngine
 from orpheus.engines.vllm_engine import VllmEngine
 from orpheus.model import load_base
 from orpheus.prompt import Renderer
-from tests.voices import save_random_adapter
+from tests.voices import rows_of, save_random_adapter
 
 TIE = 2e-3  # of a score; float32 sums in another order move scores by about 1e-4
 NEW_TOKENS = 600  # more than the longest of them takes
@@ -57,11 +57,8 @@ def prompts(reference):
     return [render.prompt(row["text"], ("tara", "leo", "dan")[i % 3]) for i, row in enumerate(rows)]
 
 
-def rows_of(engine, prompts, sampling=GREEDY, seeds=None):
-    rows = [[] for _ in prompts]
-    for row, token_id in engine.stream(prompts, sampling, seeds or range(len(prompts))):
-        rows[row].append(token_id)
-    return rows
+def run(engine, prompts, sampling=GREEDY, seeds=None):
+    return rows_of(engine, prompts, sampling, seeds or range(len(prompts)))
 
 
 def scores(reference, ids):
@@ -149,7 +146,7 @@ def llama_server(gguf, reference):
 @needs("starlette_context")
 def test_llama_cpp_python_s_server_gives_pytorch_s_ids(llama_server, reference, prompts):
     assert llama_server.kind.name == "llama-cpp-python" and llama_server.sends_text  # it takes no ids
-    assert_same_ids(reference, prompts, rows_of(reference, prompts), rows_of(llama_server, prompts))
+    assert_same_ids(reference, prompts, run(reference, prompts), run(llama_server, prompts))
 
 
 @pytest.mark.engines
@@ -159,7 +156,7 @@ def test_it_goes_on_after_a_row_that_was_given_up(llama_server, reference, promp
     rows = llama_server.stream(prompts[:1], GREEDY, [0])
     first = [next(rows)[1] for _ in range(3)]
     rows.close()
-    again = rows_of(llama_server, prompts[:1])[0]
+    again = run(llama_server, prompts[:1])[0]
     assert again[:3] == first and len(again) > 50
 
 
@@ -167,7 +164,7 @@ def test_it_goes_on_after_a_row_that_was_given_up(llama_server, reference, promp
 @needs("llama_cpp")
 @needs("starlette_context")
 def test_the_same_seed_gives_the_same_ids(llama_server, prompts):
-    drawn = [rows_of(llama_server, prompts[:1], SamplingOptions(max_new_tokens=70), [seed])[0] for seed in (5, 5, 6)]
+    drawn = [run(llama_server, prompts[:1], SamplingOptions(max_new_tokens=70), [seed])[0] for seed in (5, 5, 6)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -179,8 +176,8 @@ def test_llama_server_gives_pytorch_s_ids(gguf, reference, prompts):
     with serving("llama-server", "-m", str(gguf), *options) as url:
         engine = RemoteEngine(url, reference.layout, CONTEXT)
         assert engine.kind.name == "llama-server" and not engine.sends_text
-        assert_same_ids(reference, prompts, rows_of(reference, prompts), rows_of(engine, prompts))
-        drawn = [rows_of(engine, prompts[:1], SamplingOptions(max_new_tokens=70), [seed])[0] for seed in (5, 5, 6)]
+        assert_same_ids(reference, prompts, run(reference, prompts), run(engine, prompts))
+        drawn = [run(engine, prompts[:1], SamplingOptions(max_new_tokens=70), [seed])[0] for seed in (5, 5, 6)]
         assert drawn[0] == drawn[1] != drawn[2]
         engine.close()
 
@@ -211,14 +208,14 @@ def vllm_server(reference):
 def test_vllm_s_server_gives_pytorch_s_ids(vllm_server, reference, prompts):
     assert (vllm_server.kind.name, vllm_server.model, vllm_server.sends_text) == ("vLLM", "tiny", False)
     assert vllm_server.context_length == CONTEXT  # what the server says, not what we hoped
-    assert_same_ids(reference, prompts, rows_of(reference, prompts), rows_of(vllm_server, prompts))
+    assert_same_ids(reference, prompts, run(reference, prompts), run(vllm_server, prompts))
 
 
 @pytest.mark.vllm
 @needs("vllm")
 def test_seeds_are_each_row_s_own_on_vllm_s_server(vllm_server, prompts):
-    both = rows_of(vllm_server, prompts[:2], SamplingOptions(max_new_tokens=70), [5, 6])
-    assert rows_of(vllm_server, prompts[1:2], SamplingOptions(max_new_tokens=70), [6]) == both[1:]
+    both = run(vllm_server, prompts[:2], SamplingOptions(max_new_tokens=70), [5, 6])
+    assert run(vllm_server, prompts[1:2], SamplingOptions(max_new_tokens=70), [6]) == both[1:]
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +241,10 @@ def test_vllm_with_an_adapter_gives_pytorch_s_ids(vllm_engine, adapter, prompts)
     from orpheus.adapter import attach_adapter, merge
 
     adapted = TorchEngine(merge(attach_adapter(load_base(str(BASE), load_in_4bit=False), adapter)))
-    ours = rows_of(adapted, prompts)
-    assert_same_ids(adapted, prompts, ours, rows_of(vllm_engine, prompts))
+    ours = run(adapted, prompts)
+    assert_same_ids(adapted, prompts, ours, run(vllm_engine, prompts))
     vllm_engine._lora, lora = None, vllm_engine._lora  # without it, the base speaks
-    assert rows_of(vllm_engine, prompts[:2]) != ours[:2]
+    assert run(vllm_engine, prompts[:2]) != ours[:2]
     vllm_engine._lora = lora
 
 
@@ -257,5 +254,5 @@ def test_vllm_goes_on_after_a_row_that_was_given_up(vllm_engine, prompts):
     rows = vllm_engine.stream(prompts, GREEDY, range(10))
     next(rows)
     rows.close()
-    one = rows_of(vllm_engine, prompts[:1], SamplingOptions(max_new_tokens=30), [3])
-    assert rows_of(vllm_engine, prompts[:2], SamplingOptions(max_new_tokens=30), [3, 4])[:1] == one
+    one = run(vllm_engine, prompts[:1], SamplingOptions(max_new_tokens=30), [3])
+    assert run(vllm_engine, prompts[:2], SamplingOptions(max_new_tokens=30), [3, 4])[:1] == one

@@ -18,7 +18,7 @@ from orpheus.engines import trtllm_smoke
 from orpheus.engines.trtllm import BUILD, SERVE, TrtllmEngine, write_tensorrt_llm
 from orpheus.errors import UserError
 from orpheus.provenance import Provenance
-from tests.voices import some_codes
+from tests.voices import rows_of, some_codes
 
 BASE = DATA_DIR / "tiny_orpheus"
 LAYOUT = Provenance.load(BASE).layout
@@ -77,10 +77,7 @@ def package(monkeypatch):
 
 
 def run(engine, prompts=(PROMPT,), **options):
-    rows = [[] for _ in prompts]
-    for row, token_id in engine.stream(prompts, SamplingOptions(**options), range(5, 5 + len(prompts))):
-        rows[row].append(token_id)
-    return rows
+    return rows_of(engine, prompts, SamplingOptions(**options), range(5, 5 + len(prompts)))
 
 
 def test_the_files_beside_a_merged_model(tmp_path):

@@ -16,6 +16,7 @@ from orpheus.engines.vllm_engine import VllmEngine, lora_rank
 from orpheus.errors import UserError
 from orpheus.tokens import ORPHEUS
 from tests.scripted_server import END, speech
+from tests.voices import rows_of
 
 PROMPT = [ORPHEUS.start_of_human, ORPHEUS.bos, ORPHEUS.start_of_speech]
 
@@ -70,10 +71,7 @@ def package(monkeypatch):
 
 
 def run(engine, prompts=(PROMPT,), **options):
-    rows = [[] for _ in prompts]
-    for row, token_id in engine.stream(prompts, SamplingOptions(**options), range(5, 5 + len(prompts))):
-        rows[row].append(token_id)
-    return rows
+    return rows_of(engine, prompts, SamplingOptions(**options), range(5, 5 + len(prompts)))
 
 
 @pytest.fixture

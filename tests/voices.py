@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from orpheus.config import LoraOptions
+from orpheus.config import LoraOptions, SamplingOptions
+from orpheus.engines.base import Engine
 from orpheus.tokens import Codes, TokenLayout
 
 
@@ -55,6 +56,16 @@ def some_codes(frames: int, seed: int = 0) -> Codes:
     """Random codes of `frames` frames."""
     rng = np.random.default_rng(seed)
     return Codes(*(rng.integers(0, 4096, frames * rate) for rate in (1, 2, 4)))
+
+
+def rows_of(
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
+) -> list[list[int]]:
+    """All ids that an engine draws, a list for each prompt."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    for row, token_id in engine.stream(prompts, sampling, seeds):
+        rows[row].append(token_id)
+    return rows
 
 
 class ScriptedEngine:
