@@ -351,6 +351,23 @@ class SamplingOptions:
         )
 
 
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a text of any length is spoken, piece by piece."""
+
+    guard: bool = False
+    """Watch for runaway tails, loops, long silence and speech too short for its text: trim it, or draw it again."""
+    retries: int = 2
+    """With --guard: how often a piece may be drawn again with another seed. A seed that is given is kept."""
+    carry: bool = False
+    """Show the model the end of the piece before, text and codes, so that the voice stays the same."""
+    piece_chars: int = 160
+    """Characters spoken in one go, whole sentences where possible; a Chinese sign or a digit counts as 3."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, retries=(0, 100), piece_chars=(1, math.inf))
+
+
 def as_dict(options: Any) -> dict[str, Any]:
     """The options as plain JSON values (paths become strings), for provenance files."""
 

@@ -14,34 +14,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orpheus.audio import SAMPLE_RATE_HZ
 from orpheus.codec import SnacCodec
-from orpheus.config import Decoding, EngineName, SamplingOptions, VoiceOptions, as_dict, resolve_preset
+from orpheus.config import Decoding, EngineName, ReadingOptions, SamplingOptions, VoiceOptions, resolve_preset
 from orpheus.engines.base import Engine
 from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
 from orpheus.errors import UserError
 from orpheus.model import has_gpu
+from orpheus.pieces import split
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
 from orpheus.provenance import versions
-from orpheus.speech import Speech, Timings
-from orpheus.tokens import Codes, FrameStream, Stop
+from orpheus.reading import Reading
+from orpheus.speech import Speech
+from orpheus.utterance import NoSpeech, Utterance
 
 log = logging.getLogger(__name__)
-
-FADE_S = 0.005  # takes the click off a cut, and is too short to hear
-
-
-class NoSpeech(UserError):
-    """The model produced not one whole frame for a text. There is nothing to play, and nothing is made up.
-
-    Of a single text it knows what a `Speech` knows: index, seed, why it ended, and after how many tokens.
-    """
-
-    def __init__(self, message: str, *, index: int = 0, seed: int = 0, finish_reason: str = "",
-                 finish_detail: str = "", tokens: int = 0) -> None:  # fmt: skip
-        super().__init__(message)
-        self.index, self.seed, self.tokens = index, seed, tokens
-        self.finish_reason, self.finish_detail = finish_reason, finish_detail
 
 
 class OrpheusInference:
@@ -182,6 +168,32 @@ class OrpheusInference:
             elif isinstance(item, NoSpeech):
                 raise item
 
+    def read(
+        self,
+        text: str,
+        voice: str | None = None,
+        sampling: SamplingOptions | None = None,
+        reading: ReadingOptions | None = None,
+    ) -> Reading:
+        """Speak a text of any length, piece by piece, in constant memory: an iterator of float32 chunks [n].
+
+        A text of one piece gives the samples of `generate` for the same seed; piece i draws from seed + i. Any number
+        of readings may go on at the same time, in threads of their own, where the engine's `stream` may.
+
+        Raises UserError at once: bad text, voice or option. While it speaks: NoSpeech if a piece gave not one frame.
+        """
+        sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
+        for warning in tag_warnings([text] if isinstance(text, str) else []):
+            log.warning("%s", warning)
+        chosen, rest = self._voice_of(text, voice)
+        self._warn_of({chosen})
+
+        def speak(piece: str, seed: int) -> Iterator[np.ndarray | Speech | NoSpeech]:
+            return self._stream([self._utterance(0, piece, chosen, seed)], sampling)
+
+        seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
+        return Reading(split(rest, reading.piece_chars), chosen, seed, speak)
+
     def attempt(self, texts: Sequence[str], voice: str | None = None,
                 sampling: SamplingOptions | None = None) -> list[Speech | NoSpeech]:  # fmt: skip
         """Speak texts as one batch; for each, in order, its Speech or the NoSpeech that says why there is none.
@@ -193,7 +205,7 @@ class OrpheusInference:
         ended = [item for item in self._stream(rows, sampling) if not isinstance(item, np.ndarray)]
         return sorted(ended, key=lambda item: item.index)
 
-    def _speak(self, rows: Sequence[_Row], sampling: SamplingOptions, batch_size: int) -> Iterator[Speech]:
+    def _speak(self, rows: Sequence[Utterance], sampling: SamplingOptions, batch_size: int) -> Iterator[Speech]:
         """Each row's Speech as it is finished; NoSpeech at the end if there were silent ones."""
         silent: list[str] = []
         for start in range(0, len(rows), batch_size):
@@ -205,7 +217,7 @@ class OrpheusInference:
         if silent:
             raise NoSpeech("; ".join(silent))
 
-    def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions) -> list[_Row]:
+    def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions) -> list[Utterance]:
         if not texts:
             raise UserError("there is nothing to speak: give at least one text")
         for warning in tag_warnings(t for t in texts if isinstance(t, str)):
@@ -213,14 +225,25 @@ class OrpheusInference:
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
         rows = []
         for i, text in enumerate(texts):
-            named, rest = split_voice(check_text(text), self.voices)
-            chosen = named or (self._default_voice() if voice is None else voice)
-            # A base whose own voices are not known may well know more than the adapter was trained on.
-            chosen = check_voice(chosen, self.voices if self.base_voices else ())
-            rows.append(_Row(self, i, rest, chosen, seed + i))
-        for name in sorted({row.voice for row in rows if row.voice} - set(self.voices)):
-            log.warning("voice '%s' was not in the training data: the model may ignore it", name)
+            chosen, rest = self._voice_of(text, voice)
+            rows.append(self._utterance(i, rest, chosen, seed + i))
+        self._warn_of({row.voice for row in rows})
         return rows
+
+    def _utterance(self, index: int, text: str, voice: str | None, seed: int) -> Utterance:
+        return Utterance(index, text, voice, seed, prompt=self.renderer.prompt(text, voice), layout=self.engine.layout,
+                         decoder=self.codec.streaming(seed=seed), provenance=self.provenance)  # fmt: skip
+
+    def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
+        """Who speaks a text, and the checked text without its 'voice: '."""
+        named, rest = split_voice(check_text(text), self.voices)
+        chosen = named or (self._default_voice() if voice is None else voice)
+        # A base whose own voices are not known may well know more than the adapter was trained on.
+        return check_voice(chosen, self.voices if self.base_voices else ()), rest
+
+    def _warn_of(self, voices: set[str | None]) -> None:
+        for name in sorted({voice for voice in voices if voice} - set(self.voices)):
+            log.warning("voice '%s' was not in the training data: the model may ignore it", name)
 
     def _default_voice(self) -> str | None:
         """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""
@@ -231,13 +254,13 @@ class OrpheusInference:
             )
         return voices[0] if voices else None
 
-    def _stream(self, rows: Sequence[_Row], sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
+    def _stream(self, rows: Sequence[Utterance], sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
         """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none)."""
         started = time.perf_counter()
         for row in rows:
             row.started = started
         running = len(rows)
-        due: list[_Row] = []  # those with a frame that is not decoded yet: rows mostly complete theirs in one step
+        due: list[Utterance] = []  # those with a frame that is not decoded yet: rows mostly complete theirs in one step
         for index, token_id in self.engine.stream([r.prompt for r in rows], sampling, [r.seed for r in rows]):
             row = rows[index]
             if row in due:  # this engine has another order: no row waits for the others longer than for its next id
@@ -251,7 +274,7 @@ class OrpheusInference:
                 running -= 1
                 yield from row.finish(sampling)
 
-    def _decode(self, due: list[_Row]) -> Iterator[np.ndarray]:
+    def _decode(self, due: list[Utterance]) -> Iterator[np.ndarray]:
         """Decode the newest frame of each row in `due`, which is empty then; the chunks that became final."""
         rows = due.copy()
         due.clear()
@@ -276,81 +299,6 @@ def load_voice(options: VoiceOptions) -> OrpheusInference:
     wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
     return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
                             options.threads, options.gpu_layers, options.server, options.server_model)  # fmt: skip
-
-
-class _Row:
-    """One utterance under way: ids in, chunks out."""
-
-    def __init__(self, tts: OrpheusInference, index: int, text: str, voice: str | None, seed: int) -> None:
-        self.index, self.text, self.voice, self.seed = index, text, voice, seed
-        self.prompt = tts.renderer.prompt(text, voice)
-        self.frames = FrameStream(tts.engine.layout)
-        self.decoder = tts.codec.streaming(seed=seed)
-        self.provenance = tts.provenance
-        self.codes: list[Codes] = []
-        self.chunks: list[np.ndarray] = []
-        self.tokens = 0
-        self.started = 0.0
-        self.first_audio_s: float | None = None
-
-    def push(self, token_id: int) -> bool:
-        """Take an id; whether it completed a frame, which is then the last of `codes`."""
-        self.tokens += 1
-        frame = self.frames.push(token_id)
-        if frame is not None:
-            self.codes.append(frame)
-        return frame is not None
-
-    def keep(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
-        """Note the next samples, float32 [n], and yield them if there are any."""
-        if len(chunk):
-            if self.first_audio_s is None:
-                self.first_audio_s = time.perf_counter() - self.started
-            self.chunks.append(chunk)
-            yield chunk
-
-    def finish(self, sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
-        """The last chunk and the Speech; or NoSpeech."""
-        stop = self.frames.finish()
-        reason = "max_new_tokens" if stop.kind is Stop.END_OF_IDS else str(stop.kind)
-        if not self.codes:
-            yield NoSpeech(
-                f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
-                "seed, or check that base and adapter belong together",
-                index=self.index,
-                seed=self.seed,
-                finish_reason=reason,
-                finish_detail=str(stop),
-                tokens=self.tokens,
-            )
-            return
-        last = self.decoder.finish()
-        if stop.kind is not Stop.END_OF_SPEECH:
-            last = fade_out(last)
-        yield from self.keep(last)
-        total_s = time.perf_counter() - self.started
-        yield Speech(
-            index=self.index,
-            text=self.text,
-            voice=self.voice,
-            samples=np.concatenate(self.chunks),
-            codes=Codes.concatenate(self.codes),
-            finish_reason=reason,
-            finish_detail=str(stop),
-            seed=self.seed,
-            timings=Timings(self.first_audio_s or total_s, total_s, self.tokens),
-            provenance={"sampling": as_dict(sampling), **self.provenance},
-        )
-
-
-def fade_out(samples: np.ndarray) -> np.ndarray:
-    """The samples [n] with the last 5 ms, or fewer, falling to zero: for speech that was cut, not ended."""
-    count = min(len(samples), int(FADE_S * SAMPLE_RATE_HZ))
-    if not count:
-        return samples
-    faded = samples.copy()
-    faded[-count:] *= np.linspace(1.0, 0.0, count, dtype=np.float32)
-    return faded
 
 
 def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:

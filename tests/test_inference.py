@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from orpheus.errors import UserError
-from orpheus.inference import FADE_S, NoSpeech, OrpheusInference, fade_out, output_paths
+from orpheus.inference import NoSpeech, OrpheusInference, output_paths
 from orpheus.tokens import Codes
+from orpheus.utterance import FADE_S, fade_out
 from tests.voices import ScriptedEngine, save_random_adapter, some_codes
 
 

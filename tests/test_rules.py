@@ -76,8 +76,11 @@ ALLOWED: dict[str, set[str]] = {
                "engines.torch_engine", "engines.trtllm", "errors", "export_check", "gguf_file", "model", "prompt",
                "provenance"},
     "speech": {"audio", "errors", "provenance", "tokens"},
-    "inference": {"audio", "codec", "config", "engines.base", "engines.choose", "errors", "model", "prompt",
-                  "provenance", "speech", "tokens"},
+    "utterance": {"audio", "codec", "config", "errors", "speech", "tokens"},
+    "pieces": {"prompt"},
+    "reading": {"audio", "speech", "utterance"},
+    "inference": {"codec", "config", "engines.base", "engines.choose", "errors", "model", "pieces", "prompt",
+                  "provenance", "reading", "speech", "utterance"},
     "upload": {"errors", "hub"},
     "prepare": {"codec", "config", "corpus", "encoding", "launch", "model", "prompt", "tokens"},
     "doctor": {"config"},
@@ -164,8 +167,9 @@ def test_files_are_short_and_scripts_shorter():
         assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) <= 120, script
 
 
-@pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.TrainOptions, SpeakOptions,
-                                     EvaluateOptions, PrepareOptions, ExportOptions])  # fmt: skip
+@pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.ReadingOptions,
+                                     config.TrainOptions, SpeakOptions, EvaluateOptions, PrepareOptions,
+                                     ExportOptions])  # fmt: skip
 def test_the_command_line_s_defaults_are_the_dataclass_s(options):
     from orpheus.cli import parse
 
@@ -174,8 +178,8 @@ def test_the_command_line_s_defaults_are_the_dataclass_s(options):
 
 def test_every_option_is_explained():
     for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
-                 config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions, EvaluateOptions,
-                 PrepareOptions, ExportOptions):  # fmt: skip
+                 config.ReadingOptions, config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions,
+                 EvaluateOptions, PrepareOptions, ExportOptions):  # fmt: skip
         source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
         body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
         explained = {

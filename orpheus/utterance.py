@@ -1,0 +1,107 @@
+"""One utterance under way: ids in, chunks of samples out, and at its end the Speech or why there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.codec import StreamingDecoder
+from orpheus.config import SamplingOptions, as_dict
+from orpheus.errors import UserError
+from orpheus.speech import Speech, Timings
+from orpheus.tokens import Codes, FrameStream, Stop, TokenLayout
+
+FADE_S = 0.005  # takes the click off a cut, and is too short to hear
+
+
+class NoSpeech(UserError):
+    """The model produced not one whole frame for a text. There is nothing to play, and nothing is made up.
+
+    Of a single text it knows what a `Speech` knows: index, seed, why it ended, and after how many tokens.
+    """
+
+    def __init__(self, message: str, *, index: int = 0, seed: int = 0, finish_reason: str = "",
+                 finish_detail: str = "", tokens: int = 0) -> None:  # fmt: skip
+        super().__init__(message)
+        self.index, self.seed, self.tokens = index, seed, tokens
+        self.finish_reason, self.finish_detail = finish_reason, finish_detail
+
+
+class Utterance:
+    """One utterance under way: ids in, chunks out."""
+
+    def __init__(self, index: int, text: str, voice: str | None, seed: int, *, prompt: list[int], layout: TokenLayout,
+                 decoder: StreamingDecoder, provenance: dict[str, Any]) -> None:  # fmt: skip
+        self.index, self.text, self.voice, self.seed = index, text, voice, seed
+        self.prompt = prompt
+        self.frames = FrameStream(layout)
+        self.decoder = decoder
+        self.provenance = provenance
+        self.codes: list[Codes] = []
+        self.chunks: list[np.ndarray] = []
+        self.tokens = 0
+        self.started = 0.0
+        self.first_audio_s: float | None = None
+
+    def push(self, token_id: int) -> bool:
+        """Take an id; whether it completed a frame, which is then the last of `codes`."""
+        self.tokens += 1
+        frame = self.frames.push(token_id)
+        if frame is not None:
+            self.codes.append(frame)
+        return frame is not None
+
+    def keep(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
+        """Note the next samples, float32 [n], and yield them if there are any."""
+        if len(chunk):
+            if self.first_audio_s is None:
+                self.first_audio_s = time.perf_counter() - self.started
+            self.chunks.append(chunk)
+            yield chunk
+
+    def finish(self, sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
+        """The last chunk and the Speech; or NoSpeech."""
+        stop = self.frames.finish()
+        reason = "max_new_tokens" if stop.kind is Stop.END_OF_IDS else str(stop.kind)
+        if not self.codes:
+            yield NoSpeech(
+                f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
+                "seed, or check that base and adapter belong together",
+                index=self.index,
+                seed=self.seed,
+                finish_reason=reason,
+                finish_detail=str(stop),
+                tokens=self.tokens,
+            )
+            return
+        last = self.decoder.finish()
+        if stop.kind is not Stop.END_OF_SPEECH:
+            last = fade_out(last)
+        yield from self.keep(last)
+        total_s = time.perf_counter() - self.started
+        yield Speech(
+            index=self.index,
+            text=self.text,
+            voice=self.voice,
+            samples=np.concatenate(self.chunks),
+            codes=Codes.concatenate(self.codes),
+            finish_reason=reason,
+            finish_detail=str(stop),
+            seed=self.seed,
+            timings=Timings(self.first_audio_s or total_s, total_s, self.tokens),
+            provenance={"sampling": as_dict(sampling), **self.provenance},
+        )
+
+
+def fade_out(samples: np.ndarray) -> np.ndarray:
+    """The samples [n] with the last 5 ms, or fewer, falling to zero: for speech that was cut, not ended."""
+    count = min(len(samples), int(FADE_S * SAMPLE_RATE_HZ))
+    if not count:
+        return samples
+    faded = samples.copy()
+    faded[-count:] *= np.linspace(1.0, 0.0, count, dtype=np.float32)
+    return faded
