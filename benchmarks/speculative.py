@@ -76,7 +76,8 @@ class Draft:
 
 def drafts(loaded: Any, in_4bit: Any, room: int, corpus: Sequence[list[int]]) -> list[Draft]:
     """All drafts for one model. in_4bit: the same model quantised."""
-    from benchmarks.speculation import Cached, Grams
+    from benchmarks.speculation import Grams
+    from orpheus.engines.speculative import Cached
 
     layers = len(loaded.model.model.layers)
     vocabulary = len(loaded.model.lm_head.weight)
@@ -128,7 +129,8 @@ def kept(model: Any, draft: Any, ids: list[int], prompt: int, sampling: Sampling
     """At each place of the speech: the probability that a guess is kept, and the entropy of p in bits. [T] both."""
     import torch
 
-    from benchmarks.speculation import distribution, marks, overlap
+    from benchmarks.speculation import overlap
+    from orpheus.engines.speculative import distribution, marks
 
     shares, entropies = [], []
     for start in range(prompt, len(ids), PLACES):
@@ -157,7 +159,7 @@ def per_pass(shares: Sequence[Any], block: int) -> float:
 
 def costs(model: Any, ways: Sequence[Draft], options: Options, loaded: Any, prompt: list[int]) -> tuple[Any, Any, Any]:
     """Seconds of a strict step, of a pass over 2, 3, ... ids with their distributions, and of a guess of each draft."""
-    from benchmarks.speculation import distribution, marks
+    from orpheus.engines.speculative import distribution, marks
 
     vocabulary, steps = len(loaded.model.lm_head.weight), 3 * FRAME_SLOTS
     most = steps * (max(options.blocks) + 1)
@@ -186,7 +188,7 @@ def measured(model: Any, ways: Sequence[Draft], blocks: Sequence[int], options: 
     shares: keep a guess with this probability for each draft, not by the rule: for the costs of a model that is not
     trained, with the guesses of one that is.
     """
-    from benchmarks.speculation import judge, pick, speculate
+    from orpheus.engines.speculative import judge, pick, speculate
 
     sampling = SamplingOptions(max_new_tokens=options.tokens)
     vocabulary = len(loaded.model.lm_head.weight)
@@ -231,7 +233,7 @@ def main(options: Options) -> None:
     """Measure and show."""
     import torch
 
-    from benchmarks.speculation import Cached
+    from orpheus.engines.speculative import Cached
     from orpheus.model import load_base, pack_for_inference
     from orpheus.prompt import Renderer
 

@@ -91,6 +91,7 @@ PRESETS = {
 }
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
 EngineName = Literal["auto", "torch", "llamacpp", "remote", "vllm"]
+DraftName = Literal["none", "4bit"]
 RecogniserName = Literal["auto", "pocketsphinx", "none"]
 Decoding = Literal["strict", "framed"]
 """What a token is drawn from. SNAC frames have seven slots with 4096 ids each, and speech may end after any frame.
@@ -308,6 +309,8 @@ class VoiceOptions:
     """auto, cpu, cuda or cuda:N."""
     load_in_4bit: Literal["auto", "yes", "no"] = "auto"
     """Quantise the base to 4 bit; auto: on a GPU with less than 12 GiB free. A .gguf file is what it is."""
+    draft: DraftName = "none"
+    """4bit: a 4-bit copy guesses ahead and the 16-bit model judges: the same voice, quicker for one text on a CPU."""
     threads: int = 0
     """llama.cpp: processor threads; 0: all cores that this process may use."""
     gpu_layers: int = -1

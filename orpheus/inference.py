@@ -15,7 +15,15 @@ from typing import Any, Literal
 import numpy as np
 
 from orpheus.codec import SnacCodec
-from orpheus.config import Decoding, EngineName, ReadingOptions, SamplingOptions, VoiceOptions, resolve_preset
+from orpheus.config import (
+    Decoding,
+    DraftName,
+    EngineName,
+    ReadingOptions,
+    SamplingOptions,
+    VoiceOptions,
+    resolve_preset,
+)
 from orpheus.engines.base import Engine
 from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
 from orpheus.errors import UserError
@@ -42,6 +50,7 @@ class OrpheusInference:
         load_in_4bit: True, False, or "auto": 4-bit on a GPU with less than 12 GiB free.
         threads, gpu_layers: for llama.cpp; 0 threads are all cores, -1 layers all layers.
         server, server_model: for "remote": its address, and the name of the model if it serves several.
+        draft: "4bit": with "torch" on a CPU, a 4-bit copy of the model guesses what it will say (`SpeculativeEngine`).
     Raises:
         UserError: something is missing or does not fit; the message says what to do.
     """
@@ -58,9 +67,10 @@ class OrpheusInference:
         gpu_layers: int = VoiceOptions.gpu_layers,
         server: str | None = None,
         server_model: str | None = None,
+        draft: DraftName = VoiceOptions.draft,
     ) -> None:
         opened = open_voice(Wish(adapter, base, codec, engine, device, load_in_4bit, threads, gpu_layers, server,
-                                 server_model))  # fmt: skip
+                                 server_model, draft))  # fmt: skip
         made = opened.made
         self.codec = SnacCodec.load(opened.codec, device=opened.device)
         if made and made.codec_identity and made.codec_identity != self.codec.identity:
@@ -298,7 +308,8 @@ def load_voice(options: VoiceOptions) -> OrpheusInference:
             log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
     wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
     return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
-                            options.threads, options.gpu_layers, options.server, options.server_model)  # fmt: skip
+                            options.threads, options.gpu_layers, options.server, options.server_model,
+                            options.draft)  # fmt: skip
 
 
 def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:

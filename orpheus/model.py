@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from orpheus.config import BASE_VOICES
@@ -259,6 +259,38 @@ def pack_for_inference(loaded: LoadedModel) -> int:
             layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))
         packed += 1
     return packed
+
+
+def four_bit_copy(loaded: LoadedModel) -> LoadedModel:
+    """The model with its layers' products in 4 bit (NF4), for guessing. Embedding, head and norms are shared with it.
+
+    Takes a quarter of the layers' memory on top: 1.6 GB for Orpheus-3B. MissingPackage without bitsandbytes.
+    """
+    import copy
+
+    import torch
+
+    _need_bitsandbytes()
+    import bitsandbytes
+
+    # What is noted as copied already is not copied: the weights.
+    copied = copy.deepcopy(loaded.model, {id(parameter): parameter for parameter in loaded.model.parameters()})
+    for name, layer in list(copied.named_modules()):
+        if type(layer) is not torch.nn.Linear or layer is copied.get_output_embeddings():
+            continue
+        small = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=False, compute_dtype=loaded.dtype, quant_type="nf4",
+            device="meta",
+        )  # fmt: skip
+        weight: Any = bitsandbytes.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4")
+        small.weight, small.bias = weight.to(loaded.device), layer.bias
+        copied.set_submodule(name, small)
+    copied.eval()
+    if loaded.device.type == "cpu":
+        _keep_differentiable(copied)
+    result = replace(loaded, model=copied, in_4bit=True)
+    pack_for_inference(result)
+    return result
 
 
 def _packable(layer: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Speculative decoding, as benchmarks/speculation.py does it: whatever the draft guesses, the distribution stays."""
+"""Speculative decoding, whatever the draft guesses, the distribution stays."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import speculative
-from benchmarks.speculation import Cached, Grams, distribution, judge, marks, overlap, pick, speculate
-from orpheus.config import PRESETS, SamplingOptions
+from benchmarks.speculation import Grams, overlap
+from orpheus.config import PRESETS, SamplingOptions, VoiceOptions
 from orpheus.engines.sampling import sample
+from orpheus.engines.speculative import Cached, SpeculativeEngine, distribution, judge, marks, pick, speculate
 from orpheus.engines.torch_engine import TorchEngine
 from orpheus.errors import UserError
-from orpheus.model import load_base
+from orpheus.inference import load_voice
+from orpheus.model import four_bit_copy, load_base
+from tests.voices import rows_of
 
 SAMPLING = SamplingOptions()
 GRID = 24  # uniform numbers stand in the middle of as many intervals
@@ -193,6 +196,82 @@ def test_on_the_embedded_base_the_first_ids_are_those_of_strict_decoding(embedde
     for counted in (pairs, strict):
         seen = [counted[pair] for pair in likely]
         assert chance([*seen, draws - sum(seen)], [*expected, draws - sum(expected)]) > 1e-3
+
+
+# ---- the engine ----
+
+
+@pytest.fixture(scope="module")
+def drafted(embedded):
+    """The embedded base in 32 bit, with a 4-bit copy as its draft."""
+    loaded, _ = embedded
+    return SpeculativeEngine(TorchEngine(loaded), four_bit_copy(loaded))
+
+
+def test_the_copy_shares_what_is_not_quantised_and_leaves_the_model_alone(embedded, drafted):
+    loaded, prompt = embedded
+    model, copied = loaded.model, drafted.draft.model
+    assert drafted.draft.in_4bit and not loaded.in_4bit
+    for name in ("model.embed_tokens", "lm_head", "model.norm", "model.layers.0.input_layernorm"):
+        assert copied.get_submodule(name).weight.data_ptr() == model.get_submodule(name).weight.data_ptr()
+    small, large = (m.model.layers[1].mlp.up_proj.weight for m in (copied, model))
+    assert (small.dtype, large.dtype) == (torch.uint8, torch.float32) and small.numel() * 2 == large.numel()
+    with torch.inference_mode():
+        ours, theirs = (m(torch.tensor([prompt])).logits[0, -1] for m in (copied, model))
+    assert 0 < (ours - theirs).std() < 0.2 * theirs.std()
+
+
+def test_without_chance_the_ids_are_the_engine_s_own(embedded, drafted):
+    _, prompt = embedded
+    greedy = SamplingOptions(temperature=0, max_new_tokens=150)
+    own = rows_of(drafted.engine, [prompt], greedy, [0])
+    assert rows_of(drafted, [prompt], greedy, [0]) == own and len(own[0]) > 70
+
+
+def test_a_row_ends_where_it_should_and_a_seed_gives_the_same_again(embedded, drafted):
+    loaded, prompt = embedded
+    first, same, other = (
+        rows_of(drafted, [prompt], SamplingOptions(max_new_tokens=400), [seed])[0] for seed in (3, 3, 4)
+    )
+    assert first == same != other
+    legal = [loaded.layout.legal(token_id, place) for place, token_id in enumerate(first)]
+    assert all(legal[:-1]) and first[-1] == loaded.layout.end_of_speech
+    for most in (1, 5, 12):  # also in the middle of a block
+        assert rows_of(drafted, [prompt], SamplingOptions(max_new_tokens=most), [3])[0] == first[:most]
+
+
+def test_what_it_does_not_do_better_is_left_to_the_engine(embedded, drafted):
+    _, prompt = embedded
+    for prompts, sampling in (
+        ([prompt] * 2, SamplingOptions(max_new_tokens=9)),
+        ([prompt], SamplingOptions(max_new_tokens=9, decoding="framed")),
+    ):
+        seeds = range(len(prompts))
+        assert rows_of(drafted, prompts, sampling, seeds) == rows_of(drafted.engine, prompts, sampling, seeds)
+    with pytest.raises(UserError, match="more than the model's context"):
+        rows_of(drafted, [prompt], SamplingOptions(max_new_tokens=10**6), [0])
+
+
+def test_a_voice_with_a_draft_speaks(caplog):
+    tts = load_voice(VoiceOptions(adapter=None, preset="tiny", draft="4bit"))
+    speech = tts.generate("The cat likes the garden.", voice="tara", seed=1)[0]
+    assert speech.finish_reason == "end_of_speech" and speech.duration_s > 0.5
+    assert speech.provenance["model"]["draft"] == "4bit" and "cost more than it saves" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(load_in_4bit="yes"), "4-bit itself"),
+        (dict(engine="llamacpp", base="a.gguf"), "built for the engine torch, not for llamacpp"),
+    ],
+)
+def test_where_a_draft_can_not_be_it_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        load_voice(VoiceOptions(**{"adapter": None, "preset": "tiny", "draft": "4bit", **options}))
+
+
+# ---- the drafts that lost ----
 
 
 def test_n_grams_are_counted_by_slot_and_follow_the_speech(layout):

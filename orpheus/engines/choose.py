@@ -5,6 +5,7 @@ A new engine is a function that turns a `Wish` into an `Opened`, and a line in `
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orpheus.adapter import adapter_folder, attach_adapter, merge
-from orpheus.config import BASE_VOICES, EngineName
+from orpheus.config import BASE_VOICES, DraftName, EngineName
 from orpheus.engines.base import Engine
+from orpheus.engines.torch_engine import TorchEngine
 from orpheus.errors import UserError
 from orpheus.hub import local_folder, portable_name
-from orpheus.model import load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
+from orpheus.model import four_bit_copy, load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
 from orpheus.provenance import Provenance
 from orpheus.tokens import TokenLayout
+
+log = logging.getLogger(__name__)
 
 GGUF_SUFFIX = ".gguf"
 SERVED_CONTEXT = 2048  # tokens of prompt and speech: 20 s and the text; servers reserve memory for all of it
@@ -38,6 +42,7 @@ class Wish:
     gpu_layers: int
     server: str | None = None
     server_model: str | None = None
+    draft: DraftName = "none"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,10 @@ def open_voice(wish: Wish) -> Opened:
     if wish.server and wish.engine not in ("auto", "remote"):
         raise UserError(f"the engine {wish.engine} needs no server: leave out --server, or take --engine remote")
     suited = "remote" if wish.server else suitable(wish.base)
-    return OPENERS[suited if wish.engine == "auto" else wish.engine](wish)
+    engine = suited if wish.engine == "auto" else wish.engine
+    if wish.draft != "none" and engine != "torch":
+        raise UserError(f"--draft {wish.draft} is built for the engine torch, not for {engine}: leave it out")
+    return OPENERS[engine](wish)
 
 
 def suitable(base: str | Path | None) -> str:
@@ -122,8 +130,6 @@ def named(wish: Wish, engine: str) -> Named:
 
 def open_torch(wish: Wish) -> Opened:
     """Base (hub id or folder) and adapter, with PyTorch."""
-    from orpheus.engines.torch_engine import TorchEngine
-
     it = named(wish, "torch")
     base, folder, codec, made = it.base, it.folder, it.codec, it.made
     device = pick_device(wish.device)
@@ -142,7 +148,28 @@ def open_torch(wish: Wish) -> Opened:
         "in_4bit": loaded.in_4bit,
         "device": str(loaded.device),
     }
-    return Opened(TorchEngine(loaded), loaded.tokenizer, codec, device, made, it.adapted, base_voices, about)
+    if wish.draft != "none":
+        about["draft"] = wish.draft
+    engine = with_draft(TorchEngine(loaded), wish.draft)
+    return Opened(engine, loaded.tokenizer, codec, device, made, it.adapted, base_voices, about)
+
+
+def with_draft(engine: TorchEngine, draft: str) -> Engine:
+    """The engine, with a copy that guesses ahead if wished. UserError where that can't be, or would only be slower."""
+    from orpheus.engines.speculative import SpeculativeEngine
+
+    if draft == "none":
+        return engine
+    if draft != "4bit":
+        raise UserError(f"unknown draft '{draft}': expected none or 4bit")
+    if engine.loaded.in_4bit:
+        raise UserError("the model is 4-bit itself, so a 4-bit copy has nothing to add: use --draft none")
+    if engine.loaded.device.type != "cpu":
+        raise UserError("on a GPU the engine's recorded frames are faster than guesses: use --draft none")
+    copied = four_bit_copy(engine.loaded)
+    if not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in copied.model.modules()):
+        log.warning("no quick 4-bit products for this model on this processor: guessing will cost more than it saves")
+    return SpeculativeEngine(engine, copied)
 
 
 def open_llamacpp(wish: Wish) -> Opened:
