@@ -1,6 +1,7 @@
 """Write a trained voice as one model that other programs and other engines can run.
 
     python -m orpheus export --adapter lora_model --to merged --out merged_model
+    python -m orpheus export --adapter lora_model --to merged --dtype 4bit --out small_model
     python -m orpheus export --adapter lora_model --to gguf --type Q4_K_M --out voice.gguf
     python -m orpheus export --preset tiny --to gguf --type Q8_0 --out tiny.gguf      # the base model alone
 
@@ -57,8 +58,8 @@ class ExportOptions:
     """Unquantised base model: hub id or folder. Default: the one the adapter was trained on."""
     codec: str | None = None
     """SNAC codec that belongs to it: hub id or folder. Default: the one the adapter was trained with."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """merged: how numbers are stored."""
+    dtype: Literal["bfloat16", "float16", "float32", "4bit"] = "bfloat16"
+    """merged: how numbers are stored. 4bit: the layers' in NF4 (bitsandbytes), merged in bfloat16 before."""
     type: GgufType = "Q4_K_M"
     """gguf: how numbers are stored: about 5, 6, 7, 9, 16, 16 or 32 bits each."""
     device: str = "auto"
@@ -161,14 +162,18 @@ def export_merged(source: Source, out: Path, options: ExportOptions) -> dict[str
     """Write a folder with safetensors, tokenizer and provenance. Returns the figures of the check."""
     import torch
 
-    loaded, made = merged(source, getattr(torch, options.dtype))
-    # So that other programs stop there too.
-    loaded.model.generation_config.eos_token_id = loaded.layout.end_of_speech
-    loaded.model.save_pretrained(out, safe_serialization=True)
-    loaded.tokenizer.save_pretrained(out)
-    made.save(out)
+    in_4bit = options.dtype == "4bit"
+    if in_4bit and options.to == "tensorrt-llm":
+        raise UserError("TensorRT-LLM can't read bitsandbytes' 4 bit: leave out --dtype 4bit")
+    loaded, made = merged(source, torch.bfloat16 if in_4bit else getattr(torch, options.dtype))
     prompts = check_prompts(loaded, made)
+    whole = out.with_name("whole") if in_4bit else out
+    save_model(loaded, made, whole)
     del loaded
+    if in_4bit:
+        save_model(load_base(str(whole), load_in_4bit=True, backend="transformers", device=source.device,
+                             dtype=torch.bfloat16), made, out)  # fmt: skip
+        shutil.rmtree(whole)
     if not options.check:
         return {"checked": False}
     from orpheus.engines.torch_engine import TorchEngine
@@ -177,6 +182,15 @@ def export_merged(source: Source, out: Path, options: ExportOptions) -> dict[str
     spoken = speak(TorchEngine(again), torch_scores(again), prompts)
     del again
     return checked(source, spoken, options.dtype)
+
+
+def save_model(loaded: LoadedModel, made: Provenance, folder: Path) -> None:
+    """Write a model to a folder, with its tokenizer and what it says of itself."""
+    # So that other programs stop there too.
+    loaded.model.generation_config.eos_token_id = loaded.layout.end_of_speech
+    loaded.model.save_pretrained(folder, safe_serialization=True)
+    loaded.tokenizer.save_pretrained(folder)
+    made.save(folder)
 
 
 def export_gguf(source: Source, out: Path, options: ExportOptions) -> dict[str, Any]:

@@ -21,7 +21,7 @@ Scores = Callable[[Sequence[int]], np.ndarray]
 """Ids [n] -> float32 [n, V]: what a model expects after each of them."""
 
 LIMITS = {"float32": 0.001, "F32": 0.001, "float16": 0.005, "F16": 0.005, "bfloat16": 0.02, "BF16": 0.02,
-          "Q8_0": 0.05, "Q6_K": 0.08, "Q5_K_M": 0.12, "Q4_K_M": 0.2}  # fmt: skip
+          "4bit": 0.2, "Q8_0": 0.05, "Q6_K": 0.08, "Q5_K_M": 0.12, "Q4_K_M": 0.2}  # fmt: skip
 """How far scores may be from the source's: root mean square of the difference over the spread (standard deviation)."""
 TIES = 2.0
 """An id counts as tied with the source's best if its score is lower by at most so many limits, in units of the spread.

@@ -216,9 +216,20 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
         return model, tokenizer
 
     model, tokenizer = _fetch_base(base, load)
-    if in_4bit and device == "cpu":
-        _keep_differentiable(model)
+    if getattr(model, "is_loaded_in_4bit", False):  # by our wish, or as it is stored
+        _compute_in(model, dtype)
+        if device == "cpu":
+            _keep_differentiable(model)
     return model, tokenizer
+
+
+def _compute_in(model: Any, dtype: Any) -> None:
+    """Let 4-bit layers compute in `dtype`, whatever was written down where they were quantised."""
+    import bitsandbytes
+
+    for layer in model.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            layer.compute_dtype = dtype
 
 
 def _keep_differentiable(model: Any) -> None:

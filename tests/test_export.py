@@ -63,6 +63,20 @@ def test_merged_in_16_bit_differs_by_its_rounding_alone(dtype, base_dir, trained
     assert np.sqrt(np.mean((again - adapted) ** 2)) < LIMITS[dtype] * adapted.std()
 
 
+@pytest.mark.parametrize("wish", [False, True])
+def test_merged_in_4_bit_is_the_merged_model_quantised(wish, trained, tmp_path):
+    export.main(ExportOptions(adapter=str(trained), out=tmp_path / "m", dtype="4bit", check=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["m", "m.check.json"]
+    again = load_base(str(tmp_path / "m"), load_in_4bit=wish)
+    layer = again.model.model.layers[0].mlp.up_proj
+    assert again.in_4bit and layer.weight.dtype == torch.uint8 and layer.compute_dtype == torch.float32
+    assert again.model.generation_config.eos_token_id == again.layout.end_of_speech
+    export.main(ExportOptions(adapter=str(trained), out=tmp_path / "whole", check=False))
+    quantised = torch_scores(load_base(str(tmp_path / "whole"), load_in_4bit=True))(IDS)
+    np.testing.assert_array_equal(torch_scores(again)(IDS), quantised)
+    assert OrpheusInference(None, base=str(tmp_path / "m")).trained_voices == ("elise",)
+
+
 def test_the_base_is_never_taken_in_4_bit(trained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(export, "load_base", lambda *a, **k: asked.append(k["load_in_4bit"]) or load_base(*a, **k))
@@ -116,6 +130,16 @@ def test_another_codec_is_refused(merged_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_an_export_in_4_bit_is_checked_too(tmp_path, capsys):
+    export.main(ExportOptions(preset="tiny", out=tmp_path / "small", dtype="4bit"))
+    assert "50 frames" in capsys.readouterr().out
+    record = json.loads((tmp_path / "small.check.json").read_text())
+    assert record["kind"] == "4bit" and 0.02 < record["scores_differ_by"] < record["limit"]
+    speech = OrpheusInference(None, base=str(tmp_path / "small")).generate("The cat likes the garden.", "tara", seed=1)
+    assert speech[0].finish_reason == "end_of_speech"
+
+
 def test_an_export_is_checked_against_its_source(tmp_path, capsys):
     adapter = save_random_adapter(tmp_path / "adapter", TINY.base, TINY.codec, ["tara"], std=0.01)
     export.main(ExportOptions(adapter=str(adapter), out=tmp_path / "m"))
@@ -192,6 +216,7 @@ def test_what_can_not_be_exported_is_said_before_any_work(trained, base_dir, cod
             export.main(ExportOptions(**{"out": tmp_path / "out", **options}))
 
     refused("name what to export: --adapter lora_model")
+    refused("can't read bitsandbytes' 4 bit", preset="tiny", to="tensorrt-llm", dtype="4bit")
     refused("no adapter in", adapter=str(tmp_path))
     refused("has no orpheus.json that tells its base and codec: give --codec", base=str(base_dir))
     refused(f"{tmp_path} exists already", out=tmp_path, adapter=str(trained))
