@@ -115,8 +115,8 @@ class TrtllmEngine:
         self.layout, self.context_length = layout, context_length
         limits = {"max_seq_len": context_length, "max_num_tokens": context_length, "max_batch_size": batch_size}
         self._sampling, make = _package(backend)
-        self._background = Background("trtllm-engine")
         self._llm = make(str(model), limits)
+        self._background = Background("trtllm-engine")  # last: it has a thread, which nobody would end
 
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
