@@ -4,6 +4,9 @@
     python inference.py "Oh no, <sighs> not again." "<laughs> Yes!"
     python inference.py --voice tara --file lines.txt --out wavs
     echo "Hello there." | python inference.py -
+    python inference.py --stream "A WAV that grows while it is spoken."
+    python inference.py --pcm "Hello there." | aplay -f S16_LE -r 24000
+    python inference.py --file book.txt --long --guard
 
 In a notebook:
 
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from orpheus.cli import run
-from orpheus.config import DEFAULT_PROMPTS, RecogniserName, SamplingOptions, VoiceOptions
+from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
 from orpheus.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,12 +55,19 @@ class SpeakOptions:
     """Folder for output_0.wav, output_1.wav, ..."""
     overwrite: bool = False
     """Start at output_0.wav again instead of numbering on after the files that exist."""
+    stream: bool = False
+    """Write each WAV while it is spoken, one after another; texts of any length."""
+    pcm: bool = False
+    """Stream to standard output instead: raw samples, 16 bit little-endian, mono, 24 kHz. Messages go to stderr."""
+    long: bool = False
+    """Speak all lines as one text, into one WAV, streamed; blank lines end a paragraph."""
     batch_size: int = 8
     """Prompts spoken at once."""
     transcribe: RecogniserName = "none"
-    """Print what a speech recogniser hears; auto: if one is installed (pip install pocketsphinx)."""
+    """Print what a speech recogniser hears in each WAV, unless streamed; auto: if one is installed (pocketsphinx)."""
     model: VoiceOptions = field(default_factory=VoiceOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
 
 
 def read_prompts(options: SpeakOptions) -> list[str]:
@@ -73,7 +83,7 @@ def read_prompts(options: SpeakOptions) -> list[str]:
     texts = [line for line in lines if line.strip()]
     if not texts and (options.prompts or options.file):
         raise UserError("there is nothing to speak: every line is empty")
-    return texts or list(DEFAULT_PROMPTS)
+    return ["\n".join(lines)] if texts and options.long else texts or list(DEFAULT_PROMPTS)
 
 
 def main(options: SpeakOptions) -> None:
@@ -81,17 +91,25 @@ def main(options: SpeakOptions) -> None:
     texts = read_prompts(options)
     if options.batch_size < 1:
         raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
+    if options.stream or options.pcm or options.long:
+        from orpheus.aloud import speak_aloud
+
+        return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,
+                           folder=options.out, overwrite=options.overwrite, pcm=options.pcm)  # fmt: skip
     from orpheus.inference import load_voice
     from orpheus.recognise import find_recogniser
 
     recogniser = find_recogniser(options.transcribe)
     tts = load_voice(options.model)
     for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
-                                           batch_size=options.batch_size, overwrite=options.overwrite):  # fmt: skip
+                                           batch_size=options.batch_size, overwrite=options.overwrite,
+                                           reading=options.reading):  # fmt: skip
         print(
             f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
             f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}"
         )
+        for note in speech.guard:
+            print(f"    guard: {note}")
         if recogniser:
             print(f"    recognised by {recogniser.name}: {recogniser.transcribe(speech.samples)}")
 

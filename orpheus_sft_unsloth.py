@@ -80,6 +80,7 @@ def main(options: SftOptions) -> None:
         base=base.base, base_revision=base.revision, base_fingerprint=base.fingerprint, base_voices=base.voices,
         codec=portable_name(options.model.codec), codec_identity=codec.identity, layout=base.layout,
         voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash,
+        speech_statistics=corpus.statistics.as_dict(),
         config=as_dict(options), versions=versions(),
         results={"validation_loss": summary.validation_after, "steps": summary.steps, "seconds": summary.seconds},
     ))  # fmt: skip

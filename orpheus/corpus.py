@@ -18,7 +18,7 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from orpheus import audio
 from orpheus.config import CorpusOptions
 from orpheus.encoding import Encoder, Part, frames_of, read_ahead
 from orpheus.errors import UserError
+from orpheus.guard import Heard, SpeechStatistics, learn, longest_silence_s
 from orpheus.prompt import Example, Renderer, check_text, check_voice, tag_census, tag_warnings
 from orpheus.sources import Progress, Record, Source, open_source
 from orpheus.tokens import FRAME_SLOTS, Codes
@@ -62,6 +63,7 @@ class Clip:
     loudness_db: float
     key: str  # SHA-256 of its samples, float32 at 24 kHz
     findings: tuple[str, ...] = ()  # what is not quite right with the recording, as 'clipped: ...'
+    silence_s: float = 0.0  # the longest silence in it
 
 
 class Unfit(Exception):
@@ -86,6 +88,7 @@ class Corpus:
     clips: list[Clip]
     rejections: list[Rejection]
     warnings: list[str]
+    statistics: SpeechStatistics = field(default_factory=SpeechStatistics)  # what the guard goes by
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -158,7 +161,8 @@ def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max
     train, validation = (
         _table(renderer.example(clip.text, codes[clip.key], clip.voice) for clip in part) for part in parts
     )
-    return replace(corpus, train=train, validation=validation)
+    heard = (Heard(clip.text, clip.seconds, clip.loudness_db, clip.silence_s, codes[clip.key]) for clip in clips)
+    return replace(corpus, train=train, validation=validation, statistics=learn(heard))
 
 
 def encode_part(part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max_seq_length: int,
@@ -227,6 +231,7 @@ class Recording:
     findings: tuple[str, ...]
     loudness_db: float
     key: str
+    silence_s: float
 
 
 def read_recording(record: Record, min_seconds: float) -> Recording:
@@ -240,7 +245,7 @@ def read_recording(record: Record, min_seconds: float) -> Recording:
         raise Unfit("unreadable", error) from error
     loudness_db = 10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))))
     key = hashlib.sha256(samples.astype("<f4").tobytes()).hexdigest()
-    return Recording(samples, tuple(map(str, findings)), loudness_db, key)
+    return Recording(samples, tuple(map(str, findings)), loudness_db, key, longest_silence_s(samples, loudness_db))
 
 
 def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float, max_seq_length: float,
@@ -261,7 +266,7 @@ def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_secon
         room_s = (max_seq_length - overhead) // FRAME_SLOTS * codec.samples_per_frame / audio.SAMPLE_RATE_HZ
         room = f"{max_seq_length} hold {max(room_s, 0):.1f} s with this text"
         raise Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
-    clip = Clip(record.name, text, voice, seconds, tokens, read.loudness_db, read.key, read.findings)
+    clip = Clip(record.name, text, voice, seconds, tokens, read.loudness_db, read.key, read.findings, read.silence_s)
     return clip, read.samples
 
 

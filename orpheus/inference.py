@@ -22,18 +22,20 @@ from orpheus.config import (
     ReadingOptions,
     SamplingOptions,
     VoiceOptions,
+    as_dict,
     resolve_preset,
 )
 from orpheus.engines.base import Engine
 from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
 from orpheus.errors import UserError
+from orpheus.guard import SpeechStatistics, Watch
 from orpheus.model import has_gpu
 from orpheus.pieces import split
 from orpheus.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
 from orpheus.provenance import versions
-from orpheus.reading import Reading
+from orpheus.reading import Before, Closed, Reading, Spoken
 from orpheus.speech import Speech
-from orpheus.utterance import NoSpeech, Utterance
+from orpheus.utterance import NoSpeech, Utterance, best, is_good, retry_seed
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class OrpheusInference:
             )
         self.engine: Engine = opened.engine
         self.renderer = Renderer(opened.tokenizer, self.engine.layout)
+        self.usual = SpeechStatistics.of(made.speech_statistics if made else None)
         self.has_adapter = opened.adapted
         self.trained_voices = made.voices if made and opened.adapted else ()
         self.base_voices = opened.base_voices
@@ -110,6 +113,8 @@ class OrpheusInference:
         output_dir: str | Path | None = None,
         overwrite: bool = False,
         decoding: Decoding = SamplingOptions.decoding,
+        guard: bool = ReadingOptions.guard,
+        retries: int = ReadingOptions.retries,
     ) -> list[Speech]:
         """Speak one text or several (as one batch), each to its own end.
 
@@ -121,18 +126,21 @@ class OrpheusInference:
                 numbering goes on after the files that exist unless `overwrite`.
             decoding: "strict" draws from the whole vocabulary and stops at an id that is no legal code; "framed" draws
                 only from codes that may stand there (`orpheus.config.Decoding` says where the two differ).
+            guard: cut runaways, loops and silence. Without a seed, such texts and those with too short speech are
+                spoken again, up to `retries` times, and the best is kept. `Speech.guard` says what was found and done.
         Returns:
             One Speech per prompt, in order.
         Raises:
             UserError: bad text, voice or option; NoSpeech if a text gave not one frame (the others are kept).
         """
         sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
+        reading = ReadingOptions(guard=guard, retries=retries)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if output_dir is None:
-            rows = self._rows(texts, voice, sampling)
-            speeches = [item for item in self._speak(rows, sampling, len(rows))]
+            rows = self._rows(texts, voice, sampling, guard)
+            speeches = [item for item in self._speak(rows, sampling, len(rows), reading)]
         else:
-            spoken = self.speak_to_files(texts, output_dir, voice, sampling, len(texts), overwrite)
+            spoken = self.speak_to_files(texts, output_dir, voice, sampling, len(texts), overwrite, reading)
             speeches = [speech for speech, _ in spoken]
         return sorted(speeches, key=lambda speech: speech.index)
 
@@ -144,15 +152,17 @@ class OrpheusInference:
         sampling: SamplingOptions | None = None,
         batch_size: int = 8,
         overwrite: bool = False,
+        reading: ReadingOptions | None = None,
     ) -> Iterator[tuple[Speech, Path]]:
         """Speak texts in batches, writing output_<k>.wav for each as soon as it is finished (not always in order).
 
-        All texts are checked before the first is spoken. Raises as `generate` does, NoSpeech at the very end.
+        All texts are checked before the first is spoken; of `reading` the guard matters here. Raises as `generate`
+        does, NoSpeech at the very end.
         """
-        sampling = sampling or SamplingOptions()
-        rows = self._rows(texts, voice, sampling)
+        sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
+        rows = self._rows(texts, voice, sampling, reading.guard)
         paths = output_paths(Path(folder), len(rows), overwrite)
-        for speech in self._speak(rows, sampling, batch_size):
+        for speech in self._speak(rows, sampling, batch_size, reading):
             yield speech, speech.save(paths[speech.index], overwrite=overwrite)
 
     def stream(
@@ -165,6 +175,7 @@ class OrpheusInference:
         max_new_tokens: int = SamplingOptions.max_new_tokens,
         seed: int | None = None,
         decoding: Decoding = SamplingOptions.decoding,
+        guard: bool = ReadingOptions.guard,
     ) -> Iterator[np.ndarray]:
         """Speak one text; yields float32 chunks [n] as soon as they are final.
 
@@ -172,11 +183,7 @@ class OrpheusInference:
         frames (0.26 s of speech, 21 tokens). Errors are raised as `generate` does, at the first `next()`.
         """
         sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
-        for item in self._stream(self._rows([prompt], voice, sampling), sampling):
-            if isinstance(item, np.ndarray):
-                yield item
-            elif isinstance(item, NoSpeech):
-                raise item
+        yield from self.read(prompt, voice, sampling, ReadingOptions(guard=guard), whole=True)
 
     def read(
         self,
@@ -184,25 +191,37 @@ class OrpheusInference:
         voice: str | None = None,
         sampling: SamplingOptions | None = None,
         reading: ReadingOptions | None = None,
+        *,
+        whole: bool = False,
     ) -> Reading:
         """Speak a text of any length, piece by piece, in constant memory: an iterator of float32 chunks [n].
 
-        A text of one piece gives the samples of `generate` for the same seed; piece i draws from seed + i. Any number
-        of readings may go on at the same time, in threads of their own, where the engine's `stream` may.
+        A text of one piece gives the samples of `generate` for the same seed; piece i draws from seed + i. Pieces are
+        no longer than the texts that the voice was trained on, where that is known; `whole`: it is not split at all.
+        Any number of readings may go on at the same time, in threads of their own, where the engine's `stream` may.
 
         Raises UserError at once: bad text, voice or option. While it speaks: NoSpeech if a piece gave not one frame.
         """
         sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
-        for warning in tag_warnings([text] if isinstance(text, str) else []):
-            log.warning("%s", warning)
-        chosen, rest = self._voice_of(text, voice)
-        self._warn_of({chosen})
+        chosen, clean = self._voice_of(text, voice)
+        self._warn_of([text], {chosen})
+        _, rest = split_voice(text, self.voices)  # with the ends of its paragraphs
+        limit = min(reading.piece_chars, self.usual.longest_text or reading.piece_chars)
 
-        def speak(piece: str, seed: int) -> Iterator[np.ndarray | Speech | NoSpeech]:
-            return self._stream([self._utterance(0, piece, chosen, seed)], sampling)
+        def speak(piece: str, seed: int, before: Before | None, closed: Closed) -> Spoken:
+            row = self._utterance(0, piece, chosen, seed, reading.guard)
+            if before:
+                prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
+                if len(prompt) + sampling.max_new_tokens <= getattr(self.engine, "context_length", 0):
+                    row.prompt = prompt
+            return self._stream([row], sampling, closed)
 
+        drawn = sampling.seed is None
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
-        return Reading(split(rest, reading.piece_chars), chosen, seed, speak)
+        retries = reading.retries if reading.guard and drawn else 0
+        about = {"sampling": as_dict(sampling), "reading": as_dict(reading), **self.provenance}
+        return Reading([clean] if whole else split(rest, limit), chosen, seed, speak, retries=retries,
+                       carry=reading.carry, silent_db=self.usual.silent_db, provenance=about)  # fmt: skip
 
     def attempt(self, texts: Sequence[str], voice: str | None = None,
                 sampling: SamplingOptions | None = None) -> list[Speech | NoSpeech]:  # fmt: skip
@@ -215,34 +234,51 @@ class OrpheusInference:
         ended = [item for item in self._stream(rows, sampling) if not isinstance(item, np.ndarray)]
         return sorted(ended, key=lambda item: item.index)
 
-    def _speak(self, rows: Sequence[Utterance], sampling: SamplingOptions, batch_size: int) -> Iterator[Speech]:
+    def _speak(self, rows: Sequence[Utterance], sampling: SamplingOptions, batch_size: int,
+               reading: ReadingOptions) -> Iterator[Speech]:  # fmt: skip
         """Each row's Speech as it is finished; NoSpeech at the end if there were silent ones."""
         silent: list[str] = []
+        retries = reading.retries if reading.guard and sampling.seed is None else 0
         for start in range(0, len(rows), batch_size):
-            for item in self._stream(rows[start : start + batch_size], sampling):
+            for item in self._attempts(rows[start : start + batch_size], sampling, retries):
                 if isinstance(item, Speech):
                     yield item
-                elif isinstance(item, NoSpeech):
+                else:
                     silent.append(str(item))
         if silent:
             raise NoSpeech("; ".join(silent))
 
-    def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions) -> list[Utterance]:
+    def _attempts(self, rows: Sequence[Utterance], sampling: SamplingOptions,
+                  retries: int) -> Iterator[Speech | NoSpeech]:  # fmt: skip
+        """What came of each row; the guard's bad ones are spoken again, up to `retries` times."""
+        drawn: dict[int, list[Speech | NoSpeech]] = {row.index: [] for row in rows}
+        for attempt in range(retries + 1):
+            for item in self._stream(rows, sampling):
+                if not isinstance(item, np.ndarray):
+                    drawn[item.index].append(item)
+                    if is_good(item) or attempt == retries:
+                        yield best(drawn.pop(item.index))
+            rows = [self._utterance(row.index, row.text, row.voice, retry_seed(row.seed), guard=True)
+                    for row in rows if row.index in drawn]  # fmt: skip
+            if not rows:
+                return
+
+    def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions,
+              guard: bool = False) -> list[Utterance]:  # fmt: skip
         if not texts:
             raise UserError("there is nothing to speak: give at least one text")
-        for warning in tag_warnings(t for t in texts if isinstance(t, str)):
-            log.warning("%s", warning)
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
         rows = []
         for i, text in enumerate(texts):
             chosen, rest = self._voice_of(text, voice)
-            rows.append(self._utterance(i, rest, chosen, seed + i))
-        self._warn_of({row.voice for row in rows})
+            rows.append(self._utterance(i, rest, chosen, seed + i, guard))
+        self._warn_of(texts, {row.voice for row in rows})
         return rows
 
-    def _utterance(self, index: int, text: str, voice: str | None, seed: int) -> Utterance:
+    def _utterance(self, index: int, text: str, voice: str | None, seed: int, guard: bool) -> Utterance:
         return Utterance(index, text, voice, seed, prompt=self.renderer.prompt(text, voice), layout=self.engine.layout,
-                         decoder=self.codec.streaming(seed=seed), provenance=self.provenance)  # fmt: skip
+                         decoder=self.codec.streaming(seed=seed), provenance=self.provenance,
+                         watch=Watch(self.usual, text) if guard else None)  # fmt: skip
 
     def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
         """Who speaks a text, and the checked text without its 'voice: '."""
@@ -251,7 +287,9 @@ class OrpheusInference:
         # A base whose own voices are not known may well know more than the adapter was trained on.
         return check_voice(chosen, self.voices if self.base_voices else ()), rest
 
-    def _warn_of(self, voices: set[str | None]) -> None:
+    def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
+        for warning in tag_warnings(texts):
+            log.warning("%s", warning)
         for name in sorted({voice for voice in voices if voice} - set(self.voices)):
             log.warning("voice '%s' was not in the training data: the model may ignore it", name)
 
@@ -264,25 +302,34 @@ class OrpheusInference:
             )
         return voices[0] if voices else None
 
-    def _stream(self, rows: Sequence[Utterance], sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
-        """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none)."""
+    def _stream(self, rows: Sequence[Utterance], sampling: SamplingOptions, closed: Closed = lambda: False) -> Spoken:
+        """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none).
+
+        As soon as `closed()` it ends, with what is under way left unfinished.
+        """
         started = time.perf_counter()
         for row in rows:
             row.started = started
-        running = len(rows)
+        running = list(rows)
         due: list[Utterance] = []  # those with a frame that is not decoded yet: rows mostly complete theirs in one step
         for index, token_id in self.engine.stream([r.prompt for r in rows], sampling, [r.seed for r in rows]):
+            if closed():
+                return
             row = rows[index]
+            if row.over:
+                continue  # the guard has cut it, and the engine does not know
             if row in due:  # this engine has another order: no row waits for the others longer than for its next id
                 yield from self._decode(due)
             if row.push(token_id):
                 due.append(row)
             ended = row.frames.stop is not None or row.tokens == sampling.max_new_tokens
-            if ended or len(due) == running:
+            if ended or row.cut or len(due) == len(running):
                 yield from self._decode(due)
-            if ended:
-                running -= 1
+            for row in [r for r in running if r.cut or (ended and r is row)]:
+                running.remove(row)
                 yield from row.finish(sampling)
+            if not running:
+                return
 
     def _decode(self, due: list[Utterance]) -> Iterator[np.ndarray]:
         """Decode the newest frame of each row in `due`, which is empty then; the chunks that became final."""

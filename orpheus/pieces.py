@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from orpheus.errors import MissingPackage
 from orpheus.prompt import find_tags, strip_tags
@@ -105,7 +106,7 @@ def _cut(text: str, span: Span, ends: Iterable[int]) -> list[Span]:
     """The span cut at `ends`, without the spaces around the parts."""
     places = [span[0], *(end for end in ends if span[0] < end < span[1]), span[1]]
     parts = []
-    for a, b in zip(places, places[1:], strict=False):
+    for a, b in pairwise(places):
         part = text[a:b]
         if part.strip():
             parts.append((a + len(part) - len(part.lstrip()), b - len(part) + len(part.rstrip())))

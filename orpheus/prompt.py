@@ -176,6 +176,10 @@ class Renderer:
         return [lo.start_of_human, *self.text_ids(text, voice), lo.end_of_text, lo.end_of_human,
                 lo.start_of_ai, lo.start_of_speech]  # fmt: skip
 
+    def continued(self, before: str, codes: Codes, text: str, voice: str | None = None) -> list[int]:
+        """The ids for going on with `text` where `before` was spoken already, as `codes`: an example under way."""
+        return [*self.prompt(f"{before} {text}", voice), *self.layout.flatten(codes).tolist()]
+
     def example(self, text: str, codes: Codes, voice: str | None = None) -> Example:
         """A whole training sequence with its label mask.
 

@@ -37,6 +37,7 @@ class Provenance:
     merged_from: str = ""  # the adapter that is part of these weights; empty: none
     tags: dict[str, int] = field(default_factory=dict)
     data_hash: str | None = None
+    speech_statistics: dict[str, float] = field(default_factory=dict)  # what is usual in the recordings (`guard`)
     config: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,24 +1,45 @@
-"""Reading a text of any length: piece after piece through the model, chunks out, and no audio kept."""
+"""Reading a text of any length: piece after piece through the model, joined, and no audio kept."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.joins import Joiner
 from orpheus.speech import Speech
-from orpheus.utterance import NoSpeech
+from orpheus.tokens import Codes
+from orpheus.utterance import NoSpeech, is_good, retry_seed, what_is_wrong
 
-Speak = Callable[[str, int], Iterator[np.ndarray | Speech | NoSpeech]]
-"""Speaks a piece of text with a seed: chunks float32 [n], and after the last its Speech, or why there is none."""
+
+class Before(NamedTuple):
+    """What was spoken last: the model can be shown it as context."""
+
+    text: str
+    codes: Codes
+
+
+Closed = Callable[[], bool]
+"""Whether nobody listens any more. Asked after every token."""
+Spoken = Generator[np.ndarray | Speech | NoSpeech]
+"""Chunks float32 [n] as they come, and after the last the Speech, or why there is none."""
+Speak = Callable[[str, int, Before | None, Closed], Spoken]
+"""Speaks a piece of text with a seed, after what came before it."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is known of one spoken piece of a text. `guard`: what the guard did, in plain words."""
+    """What is known of one spoken piece of a text. `guard`: what the guard found or did, in plain words.
+
+    `duration_s` is the audio that the piece added, its join with the piece before included; `tokens` were drawn for
+    it, in all attempts; `carried`: the model was shown the piece before.
+    """
 
     text: str
     seed: int
@@ -27,6 +48,7 @@ class Piece:
     tokens: int
     duration_s: float
     guard: tuple[str, ...] = ()
+    carried: bool = False
 
 
 class Reading:
@@ -35,17 +57,23 @@ class Reading:
     `pieces`, `tokens`, `duration_s`, `first_audio_s` (after the first `next`; None before the first chunk) and
     `total_s` (work so far) tell how it goes, during it and after. Memory does not grow with the audio.
 
-    `next` raises NoSpeech if a piece gave not one frame; the reading is over then.
+    `next` raises NoSpeech if a piece gave not one frame, in `retries` more attempts either; the reading is over then.
+    Only where nothing of a piece was handed out yet can it be drawn again.
     """
 
-    def __init__(self, texts: Sequence[str], voice: str | None, seed: int, speak: Speak) -> None:
+    def __init__(self, texts: Sequence[str], voice: str | None, seed: int, speak: Speak, *, retries: int = 0,
+                 carry: bool = False, silent_db: float, provenance: dict[str, Any] | None = None) -> None:  # fmt: skip
         self.texts, self.voice, self.seed = texts, voice, seed
+        self.provenance = provenance or {}
         self.pieces: list[Piece] = []
         self.samples = 0  # handed out so far
         self.first_audio_s: float | None = None
+        self._speak, self._retries, self._carry = speak, retries, carry
+        self._joiner = Joiner(silent_db)
         self._started: float | None = None
         self._last = 0.0
-        self._chunks = self._read(speak)
+        self._closed = False
+        self._chunks = self._read()
 
     @property
     def tokens(self) -> int:
@@ -61,6 +89,11 @@ class Reading:
     def total_s(self) -> float:
         """Seconds from the first `next` to the newest chunk or to the end."""
         return 0.0 if self._started is None else self._last - self._started
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the text was spoken."""
+        return len(self.pieces) == len(self.texts)
 
     def __iter__(self) -> Reading:
         return self
@@ -78,18 +111,84 @@ class Reading:
         return chunk
 
     def close(self) -> None:
-        """Stop speaking at once; what was handed out stays as it is. A second call does nothing."""
-        self._chunks.close()
+        """Stop speaking at once; what was handed out stays as it is. From any thread; a second call does nothing."""
+        self._closed = True
+        with suppress(ValueError):  # it is running, in another thread, which stops at its next token
+            self._chunks.close()
 
-    def _read(self, speak: Speak) -> Generator[np.ndarray]:
+    def describe(self) -> dict[str, Any]:
+        """How it was made, as plain JSON values."""
+        return {
+            "text": "\n".join(self.texts),
+            "voice": self.voice,
+            "seed": self.seed,
+            "duration_s": round(self.duration_s, 3),
+            "rate_hz": SAMPLE_RATE_HZ,
+            "finished": self.finished,
+            "tokens": self.tokens,
+            "first_audio_s": None if self.first_audio_s is None else round(self.first_audio_s, 4),
+            "total_s": round(self.total_s, 4),
+            "tokens_per_s": round(self.tokens / self.total_s, 1) if self.total_s else 0.0,
+            "realtime_factor": round(self.total_s / self.duration_s, 3) if self.samples else None,
+            "pieces": [dataclasses.asdict(piece) for piece in self.pieces],
+            **self.provenance,
+        }
+
+    def _read(self) -> Generator[np.ndarray]:
+        before: Before | None = None
         for i, text in enumerate(self.texts):
-            spoken = 0
-            for item in speak(text, self.seed + i):
-                if isinstance(item, NoSpeech):
-                    raise item
-                if isinstance(item, Speech):
-                    self.pieces.append(Piece(text, item.seed, item.finish_reason, item.finish_detail,
-                                             item.timings.tokens, spoken / SAMPLE_RATE_HZ))  # fmt: skip
-                    continue
-                spoken += len(item)
-                yield item
+            if self._closed:
+                return
+            self._joiner.begin(last=i + 1 == len(self.texts))
+            samples = 0
+            ended: _Ended | None = None
+            for item in self._attempts(text, self.seed + i, before):
+                if isinstance(item, _Ended):
+                    ended = item
+                    break
+                for chunk in self._joiner.push(item):
+                    samples += len(chunk)
+                    yield chunk
+            if ended is None:
+                return  # closed
+            speech, notes, tokens = ended
+            for chunk in self._joiner.end():
+                samples += len(chunk)
+                yield chunk
+            self.pieces.append(Piece(text, speech.seed, speech.finish_reason, speech.finish_detail, tokens,
+                                     samples / SAMPLE_RATE_HZ, notes, before is not None))  # fmt: skip
+            # What went wrong would go on: a loop begets a loop.
+            good = self._carry and not speech.guard and speech.finish_reason == "end_of_speech"
+            before = Before(text, speech.codes) if good else None
+
+    def _attempts(self, text: str, seed: int, before: Before | None) -> Iterator[np.ndarray | _Ended]:
+        """The chunks of the first attempt that gives any, and how it ended. Nothing at the end: closed."""
+        notes: tuple[str, ...] = ()
+        tokens = 0
+        for left in range(self._retries, -1, -1):
+            silent = True
+            with closing(self._speak(text, seed, before, lambda: self._closed)) as spoken:
+                for item in spoken:
+                    if isinstance(item, np.ndarray):
+                        silent = False
+                        yield item
+                        continue
+                    tokens += item.timings.tokens if isinstance(item, Speech) else item.tokens
+                    if silent and left and not is_good(item):
+                        notes += (f"seed {seed} discarded: {what_is_wrong(item)}",)
+                        break
+                    if isinstance(item, NoSpeech):
+                        raise item
+                    if silent:
+                        yield item.samples
+                    yield _Ended(item, (*item.guard, *notes), tokens)
+                    return
+                else:
+                    return
+            seed = retry_seed(seed)
+
+
+class _Ended(NamedTuple):
+    speech: Speech
+    notes: tuple[str, ...]
+    tokens: int

@@ -39,12 +39,13 @@ class Speech:
     voice: str | None
     samples: np.ndarray
     codes: Codes
-    finish_reason: str  # end_of_speech | out_of_range | max_new_tokens
+    finish_reason: str  # end_of_speech | out_of_range | max_new_tokens | guard
     finish_detail: str  # where and on which id, in plain language
     seed: int
     timings: Timings
     provenance: dict[str, Any] = field(default_factory=dict)
     index: int = 0  # which of the prompts of one call it is
+    guard: tuple[str, ...] = ()  # what the guard found or did, in plain words; empty: nothing, or it was off
     rate_hz: int = audio.SAMPLE_RATE_HZ
 
     @property
@@ -72,6 +73,7 @@ class Speech:
             "total_s": round(self.timings.total_s, 4),
             "tokens_per_s": round(self.timings.tokens_per_s, 1),
             "realtime_factor": round(self.realtime_factor, 3),
+            **({"guard": list(self.guard)} if self.guard else {}),
             **self.provenance,
         }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from orpheus.audio import SAMPLE_RATE_HZ
 from orpheus.codec import StreamingDecoder
 from orpheus.config import SamplingOptions, as_dict
 from orpheus.errors import UserError
+from orpheus.guard import Watch
 from orpheus.speech import Speech, Timings
 from orpheus.tokens import Codes, FrameStream, Stop, TokenLayout
 
@@ -35,15 +37,17 @@ class Utterance:
     """One utterance under way: ids in, chunks out."""
 
     def __init__(self, index: int, text: str, voice: str | None, seed: int, *, prompt: list[int], layout: TokenLayout,
-                 decoder: StreamingDecoder, provenance: dict[str, Any]) -> None:  # fmt: skip
+                 decoder: StreamingDecoder, provenance: dict[str, Any], watch: Watch | None) -> None:  # fmt: skip
         self.index, self.text, self.voice, self.seed = index, text, voice, seed
         self.prompt = prompt
         self.frames = FrameStream(layout)
         self.decoder = decoder
         self.provenance = provenance
+        self.watch = watch
         self.codes: list[Codes] = []
         self.chunks: list[np.ndarray] = []
         self.tokens = 0
+        self.over = False
         self.started = 0.0
         self.first_audio_s: float | None = None
 
@@ -53,7 +57,14 @@ class Utterance:
         frame = self.frames.push(token_id)
         if frame is not None:
             self.codes.append(frame)
+            if self.watch:
+                self.watch.frame(frame)
         return frame is not None
+
+    @property
+    def cut(self) -> bool:
+        """The guard wants it to end here."""
+        return self.watch is not None and self.watch.cut is not None
 
     def keep(self, chunk: np.ndarray) -> Iterator[np.ndarray]:
         """Note the next samples, float32 [n], and yield them if there are any."""
@@ -61,12 +72,18 @@ class Utterance:
             if self.first_audio_s is None:
                 self.first_audio_s = time.perf_counter() - self.started
             self.chunks.append(chunk)
+            if self.watch and not self.over:
+                self.watch.sound(chunk)
             yield chunk
 
     def finish(self, sampling: SamplingOptions) -> Iterator[np.ndarray | Speech | NoSpeech]:
-        """The last chunk and the Speech; or NoSpeech."""
+        """The last chunk, and the Speech; the Speech alone where no chunk was given out before. Or NoSpeech."""
+        self.over = True  # the guard can't end it any more
         stop = self.frames.finish()
         reason = "max_new_tokens" if stop.kind is Stop.END_OF_IDS else str(stop.kind)
+        detail = str(stop)
+        if self.watch and self.watch.cut:
+            reason, detail = "guard", self.watch.cut
         if not self.codes:
             yield NoSpeech(
                 f"the model produced no audio for {self.text[:60]!r}: {stop}. Train longer, try another "
@@ -74,27 +91,56 @@ class Utterance:
                 index=self.index,
                 seed=self.seed,
                 finish_reason=reason,
-                finish_detail=str(stop),
+                finish_detail=detail,
                 tokens=self.tokens,
             )
             return
         last = self.decoder.finish()
-        if stop.kind is not Stop.END_OF_SPEECH:
+        if reason != Stop.END_OF_SPEECH:
             last = fade_out(last)
-        yield from self.keep(last)
+        given = bool(self.chunks)  # else it is not too late for another attempt
+        rest = list(self.keep(last))
+        yield from rest if given else []
         total_s = time.perf_counter() - self.started
+        samples = np.concatenate(self.chunks)
         yield Speech(
             index=self.index,
             text=self.text,
             voice=self.voice,
-            samples=np.concatenate(self.chunks),
+            samples=samples,
             codes=Codes.concatenate(self.codes),
             finish_reason=reason,
-            finish_detail=str(stop),
+            finish_detail=detail,
             seed=self.seed,
+            guard=self.watch.verdict(len(samples) / SAMPLE_RATE_HZ) if self.watch else (),
             timings=Timings(self.first_audio_s or total_s, total_s, self.tokens),
             provenance={"sampling": as_dict(sampling), **self.provenance},
         )
+
+
+RETRY_STEP = 1_000_003  # between the seeds of a text's attempts: far more than texts are spoken at once
+
+
+def retry_seed(seed: int) -> int:
+    """The seed of the next attempt."""
+    return seed + RETRY_STEP
+
+
+def is_good(item: Speech | NoSpeech) -> bool:
+    """Whether the guard found nothing wrong."""
+    return isinstance(item, Speech) and not item.guard
+
+
+def best(attempts: Sequence[Speech | NoSpeech]) -> Speech | NoSpeech:
+    """The best of some attempts at a text: a good one, else the first that is speech. It tells of the others."""
+    chosen = next(filter(is_good, attempts), None) or next((a for a in attempts if isinstance(a, Speech)), attempts[0])
+    others = tuple(f"seed {a.seed} discarded: {what_is_wrong(a)}" for a in attempts if a is not chosen)
+    return replace(chosen, guard=(*chosen.guard, *others)) if isinstance(chosen, Speech) else chosen
+
+
+def what_is_wrong(item: Speech | NoSpeech) -> str:
+    """In plain words."""
+    return "no audio" if isinstance(item, NoSpeech) else ", ".join(item.guard)
 
 
 def fade_out(samples: np.ndarray) -> np.ndarray:

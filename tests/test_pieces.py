@@ -1,4 +1,4 @@
-"""Long text in pieces: sentences of several languages, tags whole and with their sentence, nothing lost, no piece long."""
+"""Long text in pieces: sentences of several languages, tags whole and with their sentence, nothing lost."""
 
 from __future__ import annotations
 

@@ -31,6 +31,11 @@ class LlamaCppEngine:
         self.layout = model.layout
         self._idle: list[LlamaCppContext] = []  # at most one
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and speech together."""
+        return self.model.context_length
+
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:

@@ -41,6 +41,11 @@ class SpeculativeEngine:
         self.engine, self.draft, self.block = engine, draft, block
         self.layout = engine.layout
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and speech together."""
+        return self.engine.context_length
+
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:

@@ -41,6 +41,11 @@ class TorchEngine:
         self.record: Callable[[], Any] = CudaGraphs  # makes what records the frames of a batch
         self._idle: dict[Any, Frames] = {}
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and speech together."""
+        return self.loaded.context_length
+
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:
