@@ -211,17 +211,20 @@ class OrpheusInference:
         def speak(piece: str, seed: int, before: Before | None, closed: Closed) -> Spoken:
             row = self._utterance(0, piece, chosen, seed, reading.guard)
             if before:
-                prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
-                if len(prompt) + sampling.max_new_tokens <= getattr(self.engine, "context_length", 0):
-                    row.prompt = prompt
+                row.prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
             return self._stream([row], sampling, closed)
+
+        def fits(piece: str, before: Before) -> bool:
+            length = len(self.renderer.continued(before.text, before.codes, piece, chosen)) + sampling.max_new_tokens
+            return length <= getattr(self.engine, "context_length", 0)  # an engine that does not say: better without
 
         drawn = sampling.seed is None
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
         retries = reading.retries if reading.guard and drawn else 0
         about = {"sampling": as_dict(sampling), "reading": as_dict(reading), **self.provenance}
         return Reading([clean] if whole else split(rest, limit), chosen, seed, speak, retries=retries,
-                       carry=reading.carry, silent_db=self.usual.silent_db, provenance=about)  # fmt: skip
+                       carry=fits if reading.carry else None, silent_db=self.usual.silent_db,
+                       provenance=about)  # fmt: skip
 
     def attempt(self, texts: Sequence[str], voice: str | None = None,
                 sampling: SamplingOptions | None = None) -> list[Speech | NoSpeech]:  # fmt: skip

@@ -58,11 +58,22 @@ class Reading:
     `total_s` (work so far) tell how it goes, during it and after. Memory does not grow with the audio.
 
     `next` raises NoSpeech if a piece gave not one frame, in `retries` more attempts either; the reading is over then.
-    Only where nothing of a piece was handed out yet can it be drawn again.
+    Only where nothing of a piece was handed out yet can it be drawn again. `carry`: whether a piece and what came
+    before it fit into the model's context; None never shows it what came before.
     """
 
-    def __init__(self, texts: Sequence[str], voice: str | None, seed: int, speak: Speak, *, retries: int = 0,
-                 carry: bool = False, silent_db: float, provenance: dict[str, Any] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        texts: Sequence[str],
+        voice: str | None,
+        seed: int,
+        speak: Speak,
+        *,
+        retries: int = 0,
+        carry: Callable[[str, Before], bool] | None = None,
+        silent_db: float,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
         self.texts, self.voice, self.seed = texts, voice, seed
         self.provenance = provenance or {}
         self.pieces: list[Piece] = []
@@ -140,6 +151,8 @@ class Reading:
             if self._closed:
                 return
             self._joiner.begin(last=i + 1 == len(self.texts))
+            if before and not (self._carry and self._carry(text, before)):
+                before = None
             samples = 0
             ended: _Ended | None = None
             for item in self._attempts(text, self.seed + i, before):
@@ -158,7 +171,7 @@ class Reading:
             self.pieces.append(Piece(text, speech.seed, speech.finish_reason, speech.finish_detail, tokens,
                                      samples / SAMPLE_RATE_HZ, notes, before is not None))  # fmt: skip
             # What went wrong would go on: a loop begets a loop.
-            good = self._carry and not speech.guard and speech.finish_reason == "end_of_speech"
+            good = self._carry is not None and not speech.guard and speech.finish_reason == "end_of_speech"
             before = Before(text, speech.codes) if good else None
 
     def _attempts(self, text: str, seed: int, before: Before | None) -> Iterator[np.ndarray | _Ended]:
