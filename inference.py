@@ -92,6 +92,8 @@ def main(options: SpeakOptions) -> None:
     if options.batch_size < 1:
         raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
     if options.stream or options.pcm or options.long:
+        if options.transcribe != "none":
+            raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
         from orpheus.aloud import speak_aloud
 
         return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,

@@ -44,13 +44,20 @@ class Schedule:
 
 
 def grouped(chunks: Iterable[np.ndarray], clock: Callable[[], float] = time.perf_counter) -> Iterator[np.ndarray]:
-    """The chunks, float32 [n], in portions: the same samples in the same order, and all of them."""
+    """The chunks, float32 [n], in portions: the same samples in the same order, and all of them before any error."""
     schedule = Schedule()
     held: list[np.ndarray] = []
-    for chunk in chunks:
-        held.append(chunk)
-        if schedule.due(clock(), len(chunk) / SAMPLE_RATE_HZ):
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            if schedule.due(clock(), len(chunk) / SAMPLE_RATE_HZ):
+                yield np.concatenate(held)
+                held = []
+    except GeneratorExit:  # nobody listens any more
+        raise
+    except BaseException:  # Ctrl-C too
+        if held:
             yield np.concatenate(held)
-            held = []
+        raise
     if held:
         yield np.concatenate(held)

@@ -298,7 +298,7 @@ def test_fields_of_speech():
     timings = next(row["what it is"] for row in table if "timings" in row["field of `Speech`"])
     assert set(codes_in(timings)) == {f.name for f in dataclasses.fields(Timings)} | {"tokens_per_s"}
     reasons = next(row["what it is"] for row in table if "finish_reason" in row["field of `Speech`"])
-    assert set(codes_in(reasons)) == {tokens.Stop.END_OF_SPEECH, tokens.Stop.OUT_OF_RANGE, "max_new_tokens"}
+    assert set(codes_in(reasons)) == {tokens.Stop.END_OF_SPEECH, tokens.Stop.OUT_OF_RANGE, "max_new_tokens", "guard"}
 
 
 def test_versions_are_the_constraints():

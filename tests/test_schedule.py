@@ -81,6 +81,19 @@ def test_grouped_chunks_are_the_same_samples():
     assert list(grouped([])) == []
 
 
+def test_what_is_held_comes_before_an_error():
+    def chunks():
+        yield from (np.full(2048, i, np.float32) for i in range(30))
+        raise KeyboardInterrupt
+
+    clock = iter(np.arange(0, 10, 0.001).tolist())
+    heard = []
+    with pytest.raises(KeyboardInterrupt):
+        for portion in grouped(chunks(), lambda: next(clock)):
+            heard.append(portion)
+    assert len(np.concatenate(heard)) == 30 * 2048 and len(heard[-1]) > 2048
+
+
 def test_the_first_chunk_goes_out_before_the_second_is_asked_for():
     asked = []
 
