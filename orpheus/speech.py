@@ -101,7 +101,8 @@ class Speech:
         wave.plot(seconds, self.samples, linewidth=0.5)
         wave.set(ylim=(-1, 1), ylabel="amplitude", title=self.text[:90])
         # A floor of -100 dB keeps digital silence from becoming log(0).
-        padded = np.pad(self.samples, (0, max(0, 512 - len(self.samples)))) + 1e-7
+        padded = np.pad(self.samples, (0, max(0, 512 - len(self.samples))))
+        padded = padded + 1e-7 * np.random.default_rng(0).standard_normal(len(padded))
         spectrum.specgram(padded, NFFT=512, noverlap=384, Fs=self.rate_hz, vmin=-140, vmax=-30, cmap="magma")
         spectrum.set(xlabel="seconds", ylabel="Hz", xlim=(0, max(self.duration_s, 0.05)))
         return figure
