@@ -7,7 +7,11 @@ work as they are, and it replaces only what stands between them: cache, masks, r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
+
+BLOCK = 32
+"""Attention looks at so many columns, or a multiple: what it sums up is rounded alike then, however many are masked."""
 
 
 def why_not_llama(model: Any) -> str | None:
@@ -47,7 +51,7 @@ class LlamaDecoder:
         self.head, config = base.lm_head, base.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = self.layers[0].self_attn.head_dim
-        like = self.embed.weight
+        like, room = self.embed.weight, -(-room // BLOCK) * BLOCK
         self.columns = torch.arange(room, device=like.device)
         self.padding = torch.zeros(rows, dtype=torch.long, device=like.device)
         cos, sin = base.model.rotary_emb(like, self.columns[None])
@@ -58,6 +62,12 @@ class LlamaDecoder:
         shape = (len(self.layers), 2, rows, self.key_heads, room, self.head_dim)
         # Zeros, not garbage: a masked column counts 0 times its value, and 0 times NaN is NaN.
         self.cache = torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    def part(self, start: int, stop: int) -> Self:
+        """The rows from `start` to before `stop` as a decoder of their own, in the same memory."""
+        other = copy(self)
+        other.cache, other.padding = self.cache[:, :, start:stop], self.padding[start:stop]
+        return other
 
     def prefill(self, ids: Any, padding: Any) -> Any:
         """Start anew with these prompts. Returns the hidden state of their last token, [B, H] in the model's dtype.
@@ -95,24 +105,32 @@ class LlamaDecoder:
 
         Args:
             token: int64 [B].
-            column: int64 [1], where it stands in the sequence, on the device: its value is never read on the host.
+            column: int64 [1], where it stands in every row, or [B], in each; on the device: its value is never read
+                on the host.
             bound: columns to look at, more than `column`; those after it are masked.
         """
         import torch
 
         positions = column - self.padding
         rotation = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
-        seen = self.columns[:bound]
-        mask = ((seen >= self.padding[:, None]) & (seen <= column))[:, None, None]
+        seen = self.columns[: -(-bound // BLOCK) * BLOCK]
+        mask = ((seen >= self.padding[:, None]) & (seen <= column[:, None]))[:, None, None]
         groups = self.heads // self.key_heads
+        place = column[:, None, None, None].expand(-1, self.key_heads, 1, self.head_dim)
+
+        def put(cache: Any, new: Any) -> None:
+            if len(column) == 1:
+                cache.index_copy_(2, column, new)  # the quicker one
+            else:
+                cache.scatter_(2, place, new)
 
         def attend(q: Any, k: Any, v: Any, keys: Any, values: Any) -> Any:
-            keys.index_copy_(2, column, k)
-            values.index_copy_(2, column, v)
+            put(keys, k)
+            put(values, v)
             # The query heads that share a key head stand as so many queries: nothing is repeated in memory.
             q = q.reshape(len(q), self.key_heads, groups, self.head_dim)
             out = torch.nn.functional.scaled_dot_product_attention(
-                q, keys[:, :, :bound], values[:, :, :bound], attn_mask=mask.expand(-1, -1, groups, -1)
+                q, keys[:, :, : len(seen)], values[:, :, : len(seen)], attn_mask=mask.expand(-1, -1, groups, -1)
             )
             return out.reshape(len(q), self.heads, 1, self.head_dim)
 
