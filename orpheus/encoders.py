@@ -126,9 +126,9 @@ class Stretch:
         """The rest, float32 [m]."""
         wanted = round(self._taken / self.speed)
         silence = np.zeros(int(OVERLAP_S * SAMPLE_RATE_HZ * max(1, self.speed)), np.float32)
-        rest = [*self._feed(np.concatenate([self._waiting, silence]))]
+        parts = self._feed(np.concatenate([self._waiting, silence]))
         self._in.push(None)
-        rest = np.concatenate([*rest, *self._pull(), np.zeros(0, np.float32)])[: max(0, wanted - self._given)]
+        rest = np.concatenate([*parts, *self._pull(), np.zeros(0, np.float32)])[: max(0, wanted - self._given)]
         assert self._given + len(rest) == wanted, "the silence after the end is too short"
         return self._keep([rest])
 

@@ -82,6 +82,7 @@ class OrpheusInference:
         self.renderer = Renderer(opened.tokenizer, self.engine.layout)
         self.has_adapter = opened.adapted
         self.trained_voices = made.voices if made and opened.adapted else ()
+        self.trained_tags = tuple(made.tags) if made and opened.adapted else ()
         self.base_voices = opened.base_voices
         self.provenance: dict[str, Any] = {
             "model": {
