@@ -115,7 +115,7 @@ class Answer:
         speaking = asyncio.get_running_loop().run_in_executor(self.desk.pool, self._speak, pieces)
         speaking.add_done_callback(lambda _: self._spoken(entered))
         try:
-            await self._send(send, pieces, whole, scope)
+            await self._send(send, self._pieces(pieces, speaking), whole, scope)
         finally:
             pieces.close()
 
@@ -137,19 +137,26 @@ class Answer:
         self.desk.admission.leave(entered)
         self.desk.counts.spoken(self.reading)
 
-    async def _send(self, send: Any, pieces: HandOver, whole: bool, scope: Any) -> None:
-        first = await pieces.get()
-        if isinstance(first, Exception):
-            raise _as_problem(first)
+    async def _pieces(self, pieces: HandOver, speaking: asyncio.Future[None]) -> AsyncIterator[bytes]:
+        """The bytes as they come. Problem: what ended them too early. After the last the slot is free again."""
+        while (piece := await pieces.get()) is not None:
+            if isinstance(piece, Exception):
+                raise _as_problem(piece)
+            if piece:
+                yield piece
+        await asyncio.shield(speaking)  # a client's next request must find the slot that this one had
+
+    async def _send(self, send: Any, pieces: AsyncIterator[bytes], whole: bool, scope: Any) -> None:
+        first = await anext(pieces, b"")
         self.desk.counts.first_audio(time.monotonic() - self.arrived)
         if whole:
-            await self._send_whole(send, [first, *[piece async for piece in self._rest(pieces)]])
+            await self._send_whole(send, [first, *[piece async for piece in pieces]])
             return
         sse = self.request.stream_format == "sse"
         try:
             await self._start(send, {"cache-control": "no-store"})
             await self._send_piece(send, first, sse)
-            async for piece in self._rest(pieces):
+            async for piece in pieces:
                 await self._send_piece(send, piece, sse)
         except Problem as problem:  # too late for a status: without its end, the client sees that the answer is broken
             scope["outcome"] = "aborted"
@@ -161,13 +168,6 @@ class Answer:
             if sse:
                 await self._send_event(send, {"type": "speech.audio.done", "usage": self._usage()})
         await send({"type": "http.response.body", "body": b""})
-
-    async def _rest(self, pieces: HandOver) -> AsyncIterator[bytes]:
-        while (piece := await pieces.get()) is not None:
-            if isinstance(piece, Exception):
-                raise _as_problem(piece)
-            if piece:
-                yield piece
 
     async def _send_whole(self, send: Any, pieces: list[bytes]) -> None:
         data = self.encoder.whole(b"".join(pieces))
