@@ -77,9 +77,20 @@ class Names:
             if voice and voice != DEFAULT_VOICE and self.voices and voice not in self.voices:
                 raise UserError(f"unknown voice '{voice}': this model knows {', '.join(self.voices)}")
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names of the model."""
+        return (self.model, *OPENAI_MODELS)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All names that mean a voice; empty: any may."""
+        nameless = ("", DEFAULT_VOICE) if self.default else ()
+        return (*self.voices, *self.aliases, *nameless) if self.voices else ()
+
     def check_model(self, name: str) -> None:
         """Problem (404) for a model that is not here."""
-        if name not in (self.model, *OPENAI_MODELS):
+        if name not in self.models:
             raise Problem(404, f"there is no model {name[:80]!r}: this server has {self.model}", "model",
                           "model_not_found")  # fmt: skip
 
@@ -187,12 +198,13 @@ def create_app(
 
     always = described(400, 500, 503)
     guarded = described(401) if keys else {}
+    security: dict[str, Any] = {"security": [{"bearer": []}]} if keys else {}
 
     @app.post("/v1/audio/speech", response_class=Response, responses={
         200: {"description": "The audio, or events with the audio", "headers": ANSWER_HEADERS, "content": CONTENT},
         **described(404, 408, 413, 422, 429), **always, **guarded,
-    }, openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
-        "schema": schema(options.max_input_chars, names.voices)}}}})  # fmt: skip
+    }, openapi_extra={**security, "requestBody": {"required": True, "content": {"application/json": {
+        "schema": schema(options.max_input_chars, names.models, names.known)}}}})  # fmt: skip
     async def speech(request: Request) -> Response:
         """Speak a text. Takes OpenAI's parameters, and `seed` and `stream`."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -203,17 +215,18 @@ def create_app(
         answer = await run_in_threadpool(lambda: speech_of(parse(body, options.max_input_chars)))
         return Spoken(answer)
 
-    @app.get("/v1/audio/voices", responses={**always, **guarded})
+    @app.get("/v1/audio/voices", responses={**always, **guarded}, openapi_extra=security)
     async def voices() -> Voices:
         """The voices and tags that a text may use."""
         return Voices(list(names.voices), names.default, known_tags(tts), options.max_input_chars)
 
-    @app.get("/v1/models", responses={**always, **guarded})
+    @app.get("/v1/models", responses={**always, **guarded}, openapi_extra=security)
     async def models() -> Models:
         """The models: one."""
         return Models([Model(names.model, created)])
 
-    @app.get("/v1/models/{name:path}", responses={**described(404), **always, **guarded})
+    @app.get("/v1/models/{name:path}", responses={**described(404), **always, **guarded},
+             openapi_extra=security)  # fmt: skip
     async def model(name: str) -> Model:
         """A model by its name."""
         names.check_model(name)
@@ -228,7 +241,7 @@ def create_app(
     @app.get("/metrics", response_class=Response, responses={
         200: {"description": "Figures for Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}},
         **described(400, 500), **guarded,
-    })  # fmt: skip
+    }, openapi_extra=security)  # fmt: skip
     async def metrics() -> Response:
         """What was counted since the start."""
         text, media_type = desk.counts.text()
@@ -240,6 +253,9 @@ def create_app(
 
         return Response(page.page(), headers=page.headers())
 
+    if keys:
+        document = app.openapi()
+        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     app.add_middleware(Gate, desk=desk, keys=keys, hosts=hosts)
     return app
 
@@ -250,5 +266,5 @@ ANSWER_HEADERS = {
 }
 CONTENT = {
     **{form.media_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMS.values()},
-    "text/event-stream": {"schema": {"type": "string"}},
+    "text/event-stream": {},  # OpenAPI 3.1 has no word for the events of a stream
 }

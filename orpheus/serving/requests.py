@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -86,15 +87,17 @@ def parse(body: bytes, max_chars: int) -> SpeechRequest:
     return request
 
 
-def schema(max_chars: int, voices: tuple[str, ...]) -> dict[str, Any]:
-    """JSON schema of the body, for OpenAPI; it holds what it refers to."""
+def schema(max_chars: int, models: Sequence[str], voices: Sequence[str]) -> dict[str, Any]:
+    """JSON schema of the body, for OpenAPI; it holds what it refers to. `voices`: all names allowed; empty: any."""
     made: dict[str, Any] = _adapter().json_schema()
     voice_id = made.pop("$defs")["VoiceId"]
     fields = made["properties"]
+    fields["model"]["enum"] = list(models)
     fields["input"]["maxLength"] = max_chars
-    options = fields["voice"]["anyOf"]
-    fields["voice"]["anyOf"] = [voice_id if "$ref" in option else option for option in options]
-    fields["voice"]["examples"] = list(voices)
+    name = {"type": "string", **({"enum": list(voices)} if voices else {})}
+    voice_id["properties"]["id"] |= name
+    fields["voice"]["anyOf"] = [name, voice_id, {"type": "null"}]
+    fields["instructions"]["anyOf"][0]["maxLength"] = 0
     return made
 
 
