@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from orpheus.config import ReadingOptions, SamplingOptions, VoiceOptions, check_ranges
+from orpheus.engines.shared import share
 from orpheus.errors import MissingPackage, UserError
 from orpheus.serving.answers import Desk
 from orpheus.serving.options import LOCAL_HOSTS, ServerOptions, read_keys
@@ -59,6 +60,7 @@ def main(options: ServeOptions) -> None:
     from orpheus.server import create_app
 
     tts = load_voice(options.model)
+    tts.engine = share(tts.engine, options.limits.max_concurrent)
     address = listener.getsockname()[0]
     local = address in LOCAL_HOSTS
     hosts = {*LOCAL_HOSTS, options.host, *options.limits.allow_host} if local else None
@@ -69,6 +71,7 @@ def main(options: ServeOptions) -> None:
     say(url, tts.voices, app.state.model, bool(keys))
     complete = asyncio.run(serve(app, listener, options.limits.shutdown_seconds))
     app.state.desk.pool.shutdown(wait=False, cancel_futures=True)
+    getattr(tts.engine, "close", lambda: None)()
     if not complete:
         sys.exit(1)
 
