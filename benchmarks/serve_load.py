@@ -253,8 +253,7 @@ def main(options: Options) -> None:
         "requests_per_s": round(sum(ended.values()) / seconds, 2),
         "speech_s_per_s": round(tally.audio_s / seconds, 2),
         "first_audio_p50_s": rows[0]["first audio p50, s"], "first_audio_p95_s": rows[0]["first audio p95, s"],
-        "rss_mb": {"start": round(memory[0]), "first_quarter": middle(memory[1 : max(2, len(memory) // 4)]),
-                   "last_quarter": middle(memory[-max(1, len(memory) // 4) :]), "most": round(max(memory))},
+        "rss_mb": {"start": round(memory[0]), "quarters": quarters(memory[1:]), "most": round(max(memory))},
         "slots_in_use_a_second_later": after["running"] + after["queued"], "exit_code": code,
     }, rows, options.save)  # fmt: skip
     if ended["wrong"] or ended["truncated"] or ended["error"] or after["running"] or after["queued"] or code:
@@ -271,8 +270,9 @@ def row(name: str, first_s: list[float], total_s: list[float]) -> dict[str, Any]
             "first audio p95, s": figures[1], "answer p50, s": figures[2], "answer p95, s": figures[3]}  # fmt: skip
 
 
-def middle(values: list[float]) -> int:
-    return round(float(np.median(values)))
+def quarters(values: list[float]) -> list[int]:
+    """The median of each quarter of the time: what leaks goes on growing."""
+    return [round(float(np.median(part))) for part in np.array_split(values, 4) if len(part)]
 
 
 if __name__ == "__main__":

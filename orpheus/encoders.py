@@ -78,6 +78,10 @@ class Encoder:
         rest = self._write(self._stretch.finish()) if self._stretch else b""
         return rest + self._writer.finish()
 
+    def close(self) -> None:
+        """Give up: frees at once what ffmpeg holds, which `finish` does too. A second call does nothing."""
+        self._writer.close()
+
     def whole(self, data: bytes) -> bytes:
         """`data`, all that came out: as a file that tells its length, where a stream could not know it (WAV, FLAC)."""
         if self.format == "wav":
@@ -173,15 +177,18 @@ class _Raw:
     def finish(self) -> bytes:
         return self.push(b"")
 
+    def close(self) -> None:
+        pass
+
 
 class _Coded:
     """16-bit PCM through one of ffmpeg's encoders into a container that is never rewound."""
 
     def __init__(self, form: Form) -> None:
         av = _av(f"audio as {form.media_type}")
-        self._parts: list[bytes] = []
+        self._sink = _Sink()  # not this object: it would not be freed at once, and an encoder holds up to a megabyte
         # bitexact: no version of the library in the file, and no random serial number.
-        self._container = av.open(self, "w", format=form.container, options={"fflags": "+bitexact",
+        self._container = av.open(self._sink, "w", format=form.container, options={"fflags": "+bitexact",
                                                                              **dict(form.written)})  # fmt: skip
         self._stream: Any = self._container.add_stream(form.codec, rate=SAMPLE_RATE_HZ, layout="mono",
                                                        options=dict(form.options))  # fmt: skip
@@ -192,30 +199,39 @@ class _Coded:
         self._fit = av.AudioResampler(codec.format, "mono", SAMPLE_RATE_HZ, codec.frame_size or BLOCK)
         self._samples = 0
 
-    def write(self, data: bytes) -> int:
-        """What the container calls with its bytes."""
-        self._parts.append(bytes(data))
-        return len(data)
-
     def push(self, pcm: bytes) -> bytes:
         if pcm:
             samples = np.frombuffer(pcm, "<i2")[None]
             self._encode(self._fit.resample(_frame(samples, "s16", self._samples)))
             self._samples += samples.shape[1]
-        return self._take()
+        return self._sink.take()
 
     def finish(self) -> bytes:
         if self._samples:
             self._encode([*self._fit.resample(None), None])
-        self._container.close()
-        return self._take()
+        self.close()
+        return self._sink.take()
+
+    def close(self) -> None:
+        self._container.close()  # stream and container refer to each other: they would wait for the garbage collector
 
     def _encode(self, frames: list[Any]) -> None:
         for frame in frames:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
 
-    def _take(self) -> bytes:
+
+class _Sink:
+    """What a container writes to."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()
         return data

@@ -163,14 +163,13 @@ def create_app(
         """Everything that can be wrong with a request is found here, before it waits for a slot."""
         names.check_model(asked.model)
         voice = names.voice(asked.voice_name)
-        encoder = Encoder(asked.response_format, asked.speed)
         drawn = sampling if asked.seed is None else replace(sampling, seed=asked.seed)
         try:
             read = tts.read(asked.input, voice, drawn, reading)
             tokens = len(tts.renderer.text_ids(asked.input, voice)) if asked.stream_format == "sse" else 0
         except UserError as error:
             raise Problem(400, str(error), "input", "invalid_value") from None
-        return Answer(desk, asked, read, encoder, tokens)
+        return Answer(desk, asked, read, Encoder(asked.response_format, asked.speed), tokens)
 
     class Spoken(Response):
         """An answer as FastAPI wants it."""

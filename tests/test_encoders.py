@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import os
 import subprocess
 import sys
 import wave
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +156,28 @@ def test_no_audio_gives_no_sound_and_no_error():
     for format in FORMS:
         data = Encoder(format).finish()
         assert len(data) < 200, format
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
+@pytest.mark.parametrize("format", CODED)
+def test_what_is_given_up_holds_no_memory(format):
+    """Clients hang up: the memory of ffmpeg's objects must not wait for the garbage collector."""
+    samples = speechlike(0.2)
+
+    def give_up(times: int) -> int:
+        for _ in range(times):
+            encoder = Encoder(format)
+            encoder.push(samples)
+            encoder.close()
+            encoder.close()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    gc.disable()
+    try:
+        before = give_up(20)
+        assert give_up(60) - before < 10e6  # FLAC: 60 MB without `close`
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("speed", [0.24, 4.01, float("nan"), float("inf"), -1.0])

@@ -109,7 +109,7 @@ class Answer:
         try:
             entered = await self.desk.admission.enter()
         except BaseException:
-            self.reading.close()
+            self._close()
             raise
         pieces = HandOver(asyncio.get_running_loop())
         speaking = asyncio.get_running_loop().run_in_executor(self.desk.pool, self._speak, pieces)
@@ -131,7 +131,11 @@ class Answer:
         except Exception as error:
             pieces.put(error)
         finally:
-            self.reading.close()
+            self._close()
+
+    def _close(self) -> None:
+        self.reading.close()
+        self.encoder.close()
 
     def _spoken(self, entered: float) -> None:
         self.desk.admission.leave(entered)
