@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
 
-.PHONY: help setup setup-engines demo evaluate test test-engines smoke bench check format clean
+.PHONY: help setup setup-engines demo serve evaluate test test-engines smoke bench check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: $(VENV)/.ready  ## train a LoRA on the embedded voice and speak three tagg
 	@echo "listen to      generated_audio/output_0.wav  output_1.wav  output_2.wav"
 	@echo "loss curve     lora_model/loss.png"
 	@echo "speak          $(BIN)/python inference.py \"Hey there, <giggles> how are you?\""
+
+serve: $(VENV)/.ready  ## serve the embedded voice on http://127.0.0.1:8000: OpenAI's speech API and a web page
+	$(BIN)/python -m orpheus serve --adapter None --preset tiny
 
 evaluate: $(VENV)/.ready-dev  ## measure the embedded base on its test clips (CPU, no download)
 	$(BIN)/python -m orpheus evaluate --preset tiny

@@ -16,6 +16,7 @@ VERBS = {
     "train": ("orpheus_sft_unsloth", "fine-tune a voice: the same as python orpheus_sft_unsloth.py"),
     "speak": ("inference", "speak texts with a voice: the same as python inference.py"),
     "evaluate": ("orpheus.evaluate", "measure a voice: words, pitch, tags, stopping, speed"),
+    "serve": ("orpheus.serve", "serve a voice: OpenAI's speech API and a web page"),
     "export": ("orpheus.export", "write a voice as one model: safetensors, or a .gguf file for llama.cpp"),
     "bench": ("orpheus.bench", "measure this machine: bench prepare, train, generate or stream"),
     "doctor": ("orpheus.doctor", "what this machine has, what is missing, and how to get it"),

@@ -19,6 +19,8 @@ from orpheus import config
 from orpheus.evaluate import EvaluateOptions
 from orpheus.export import ExportOptions
 from orpheus.prepare import PrepareOptions
+from orpheus.serve import ServeOptions
+from orpheus.serving.options import ServerOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "orpheus"
@@ -91,6 +93,18 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {"codec", "config", "engines.base", "engines.choose", "errors", "guard", "model", "pieces", "prompt",
                   "provenance", "reading", "speech", "utterance"},
     "aloud": {"audio", "config", "errors", "inference", "provenance", "reading", "schedule"},
+    "encoders": {"audio", "errors"},
+    "serving.options": {"config", "errors"},
+    "serving.problems": set(),
+    "serving.requests": {"encoders", "serving.problems"},
+    "serving.admission": {"serving.problems"},
+    "serving.counts": {"reading", "serving.admission"},
+    "serving.answers": {"encoders", "errors", "reading", "serving.admission", "serving.counts", "serving.problems",
+                        "serving.requests", "utterance"},
+    "serving.gate": {"serving.answers", "serving.options", "serving.problems"},
+    "server": {"config", "encoders", "errors", "page", "prompt", "serving.admission", "serving.answers",
+               "serving.counts", "serving.gate", "serving.options", "serving.problems", "serving.requests"},
+    "serve": {"config", "engines.shared", "errors", "inference", "server", "serving.answers", "serving.options"},
     "upload": {"errors", "hub"},
     "prepare": {"codec", "config", "corpus", "encoding", "launch", "model", "prompt", "tokens"},
     "doctor": {"config"},
@@ -148,7 +162,8 @@ def test_importing_any_module_loads_nothing_heavy():
         + ", ".join(f"orpheus.{m}" for m in MODULES if m != "_snac")
         + """
 heavy = {"torch", "transformers", "datasets", "peft", "trl", "unsloth", "snac", "soundfile", "librosa", "soxr",
-         "matplotlib", "huggingface_hub", "tyro", "gguf", "llama_cpp"} & set(sys.modules)
+         "matplotlib", "huggingface_hub", "tyro", "gguf", "llama_cpp", "fastapi", "uvicorn", "pydantic",
+         "prometheus_client", "av"} & set(sys.modules)
 sys.exit(", ".join(sorted(heavy)) or 0)"""
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -179,7 +194,7 @@ def test_files_are_short_and_scripts_shorter():
 
 @pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.ReadingOptions,
                                      config.TrainOptions, SpeakOptions, EvaluateOptions, PrepareOptions,
-                                     ExportOptions])  # fmt: skip
+                                     ExportOptions, ServeOptions])  # fmt: skip
 def test_the_command_line_s_defaults_are_the_dataclass_s(options):
     from orpheus.cli import parse
 
@@ -189,7 +204,7 @@ def test_the_command_line_s_defaults_are_the_dataclass_s(options):
 def test_every_option_is_explained():
     for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
                  config.ReadingOptions, config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions,
-                 EvaluateOptions, PrepareOptions, ExportOptions):  # fmt: skip
+                 EvaluateOptions, PrepareOptions, ExportOptions, ServeOptions, ServerOptions):  # fmt: skip
         source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
         body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
         explained = {

@@ -1,0 +1,1 @@
+"""The parts of the speech server: requests, admission, answers, keys, counts."""
