@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the page: finding it, and a visit that notices what must not happen."""
+"""For tests of the page: a headless Chromium, the stand-in server, and a visit that notices what must not happen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.page_server import PageServer, create_app, running
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -25,8 +27,9 @@ AudioBufferSourceNode.prototype.start = function (when) {
 """
 
 
-def launched() -> Iterator[Any]:
-    """A browser until the generator is closed; skips the test, with the reason, where there is none."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; skips the test, with the reason, where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
@@ -34,9 +37,9 @@ def launched() -> Iterator[Any]:
     # Root may not use the sandbox, and containers have little shared memory.
     root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=[*root, "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
+        chromium = playwright.chromium.launch(executable_path=found, args=[*root, "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
 
 
 class Visit:
@@ -97,3 +100,28 @@ class Visit:
         joined = np.concatenate([np.asarray(buffer["samples"]) for buffer in self.heard()[start:]])
         assert (joined == np.rint(joined)).all()
         return joined.astype("<i2")
+
+
+@pytest.fixture
+def server() -> Iterator[PageServer]:
+    """The stand-in, served."""
+    server = PageServer()
+    with running(create_app(server)) as server.url:
+        yield server
+
+
+@pytest.fixture
+def visit(browser: Any, server: PageServer) -> Iterator[Callable[..., Visit]]:
+    """Opens the page; more of the browser's options by arguments. Nothing may be on its console at the end."""
+    visits: list[Visit] = []
+
+    def open(**options: Any) -> Visit:
+        v = Visit(browser, server.url, **options)
+        visits.append(v)
+        v.wait(lambda: v.page.locator("#voice option").count())
+        return v
+
+    yield open
+    for v in visits:
+        v.check()
+        v.context.close()
