@@ -16,6 +16,7 @@ TEXT = "Oh no, <sighs> not again, and it rained."
 
 
 def test_everything_by_keyboard(visit, server):
+    server.hold_after = 1
     v = visit()
     keys = v.page.keyboard
     assert v.page.evaluate("document.activeElement.id") == "text"
@@ -41,6 +42,7 @@ def test_everything_by_keyboard(visit, server):
     keys.press("Enter")
     v.status("Stopped.")
     assert v.page.evaluate("document.activeElement.id") == "speak"  # not lost with the button that is off now
+    server.go_on.set()
     keys.press("Enter")
     v.status("Done.")
     assert len(server.asked) == 2
