@@ -95,7 +95,7 @@ def create_app(server: PageServer) -> Any:
         if server.refuse:
             (status, content, extra), server.refuse = server.refuse, None
             return JSONResponse(content, status, extra)
-        seed = body.get("seed", 1234)
+        seed = body["seed"]
         answer = encoded(sound(body["input"], seed), body["response_format"])
         more = {"X-Seed": str(seed)}
         return StreamingResponse(chunks(answer), media_type=TYPES[body["response_format"]], headers=more)
@@ -116,7 +116,10 @@ def create_app(server: PageServer) -> Any:
             server.hung_up.set()
             raise
 
-    return Starlette(routes=[Route("/", root), Route("/v1/audio/voices", voices), Route("/v1/models", models),
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    return Starlette(routes=[Route("/", root), Route("/health", health), Route("/v1/audio/voices", voices), Route("/v1/models", models),
                              Route("/v1/audio/speech", speech, methods=["POST"])])  # fmt: skip
 
 

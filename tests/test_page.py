@@ -67,12 +67,14 @@ def test_it_sounds_before_the_last_bytes_are_sent(visit, server):
     server.go_on.set()
     v.status("Done.")
     assert first["now"] < server.sent[-1][0]
-    assert v.samples().tobytes() == sent(server) == audio.pcm16(sound(TEXT, 1234))
+    assert v.samples().tobytes() == sent(server)
     buffers = v.heard()
     for one, after in pairwise(buffers):  # in order, and never two at a time
         assert after["when"] >= one["when"] + len(one["samples"]) / 24000 - 1e-9
-    body = {"model": "stand-in", "input": TEXT, "voice": "ben", "speed": 1, "response_format": "pcm"}
-    assert server.asked == [body]
+    [body] = server.asked
+    seed = body.pop("seed")
+    assert body == {"model": "stand-in", "input": TEXT, "voice": "ben", "speed": 1, "response_format": "pcm"}
+    assert 0 <= seed < 2**32 and sent(server) == audio.pcm16(sound(TEXT, seed))
     seconds = len(v.samples()) / 24000
     assert v.text("#length") == f"{seconds:.1f} s"
     assert re.fullmatch(r"\d\.\d\d s", v.text("#first")) and float(v.text("#factor")) > 0
@@ -134,7 +136,8 @@ def test_stopping_hangs_up(visit, server, how):
         before = len(v.heard())
         v.page.wait_for_timeout(300)
         assert len(v.heard()) == before and len(server.sent) == 3
-    assert v.text("#history li:last-child .facts").endswith("0.8 s · seed 1234 · stopped")
+    seed = server.asked[0]["seed"]
+    assert v.text("#history li:last-child .facts") == f"ben · 0.8 s · seed {seed} · stopped"
 
 
 def test_speed_voice_and_seed_reach_the_server(visit, server):
@@ -183,13 +186,14 @@ def test_downloads_hold_what_was_heard(visit, server, format):
     v.page.select_option("#format", format)
     with v.page.expect_download() as download:
         v.page.click("#history .download")
-    assert download.value.suggested_filename == f"speech-1234.{format}"
+    seed = server.asked[0]["seed"]
+    assert download.value.suggested_filename == f"speech-{seed}.{format}"
     data = Path(download.value.path()).read_bytes()
     made_here = format in ("wav", "pcm")
-    assert data == (encoded(sound("Keep this.", 1234), format) if made_here else sent(server)[2 * len(v.samples()) :])
+    assert data == (encoded(sound("Keep this.", seed), format) if made_here else sent(server)[2 * len(v.samples()) :])
     assert len(server.asked) == (1 if made_here else 2)
     if not made_here:
-        assert server.asked[1] == {**server.asked[0], "response_format": format, "seed": 1234}
+        assert server.asked[1] == {**server.asked[0], "response_format": format}
 
 
 # ---- what goes wrong ----

@@ -47,8 +47,9 @@ async function ask(path, options = {}) {
 const speech = (body, signal) => ask("v1/audio/speech", { method: "POST", body: JSON.stringify(body), signal });
 
 /** Ask what the server has, and fill the form with it. */
-async function meet() {
-  const [voices, models] = await Promise.all(["v1/audio/voices", "v1/models"].map((path) => ask(path).then((r) => r.json())));
+async function meet(signal) {
+  const get = async (path) => (await ask(path, { signal })).json();
+  const [voices, models] = await Promise.all(["v1/audio/voices", "v1/models"].map(get));
   server.known = true;
   server.model = models.data?.[0]?.id ?? null;
   server.limit = voices.max_input_chars ?? null;
@@ -108,7 +109,10 @@ function insert(tag) {
   count();
 }
 
-/** The request that the form describes. Refused: what is wrong with it. */
+/**
+ * The request that the form describes. Refused: what is wrong with it. It always has a seed: only then does the server
+ * give the same speech again for a download. Without one, its guard may draw a piece twice.
+ */
 function request() {
   const input = $("text").value.trim();
   const seed = $("seed").value.trim();
@@ -120,7 +124,8 @@ function request() {
     throw new Refused(`The text has ${[...input].length} characters, and this server takes ${server.limit}: shorten it.`);
   }
   const { value: voice } = $("voice");
-  return { model: server.model, input, ...(voice && { voice }), speed: Number($("speed").value), ...(seed && { seed: Number(seed) }) };
+  const fresh = crypto.getRandomValues(new Uint32Array(1))[0];
+  return { model: server.model, input, ...(voice && { voice }), speed: Number($("speed").value), seed: seed ? Number(seed) : fresh };
 }
 
 // ---- speaking ----
@@ -130,12 +135,11 @@ async function speak() {
   complain("");
   const mine = { abort: new AbortController(), entry: null };
   const clip = new Clip();
+  run = mine;
   try {
-    const hasText = $("text").value.trim();
-    if (hasText) player.play(clip); // now, while a click or key allows it
-    if (hasText && !server.known) await meet();
+    player.play(clip); // now, while a click or key allows it
+    if (!server.known) await meet(mine.abort.signal);
     const asked = request();
-    run = mine;
     shown = { clip, heard: 0 };
     picture.show(clip);
     $("empty").hidden = true;
@@ -167,7 +171,6 @@ async function receive(mine, clip, asked) {
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
   const response = await speech({ ...asked, response_format: "pcm" }, mine.abort.signal);
-  const seed = response.headers.get("X-Seed");
   const reader = response.body.getReader();
   const times = {};
   for (;;) {
@@ -178,7 +181,7 @@ async function receive(mine, clip, asked) {
     clip.push(value);
     if (!clip.length) continue;
     times.first ??= since();
-    mine.entry ??= remember({ asked, seed, clip, heard: 0, whole: true });
+    mine.entry ??= remember({ asked, clip, heard: 0, whole: true });
     if (player.clip === clip) player.pump();
     facts({ ...times, length: clip.seconds, factor: since() / clip.seconds });
     refresh();
@@ -222,7 +225,7 @@ function finished(words) {
 
 // ---- what was spoken ----
 
-/** Put an entry on top of the history. entry: {asked, seed, clip, heard, whole}; the element is added to it. */
+/** Put an entry on top of the history. entry: {asked, clip, heard, whole}; the element is added to it. */
 function remember(entry) {
   const item = $("entry").content.cloneNode(true).firstElementChild;
   const on = (name, press) => {
@@ -244,8 +247,8 @@ function remember(entry) {
 }
 
 function describe(entry, ended = "") {
-  const { asked, seed, clip } = entry;
-  const parts = [asked.voice, asked.speed !== 1 && `${asked.speed} ×`, clip.done && `${clip.seconds.toFixed(1)} s`, seed && `seed ${seed}`, ended];
+  const { asked, clip } = entry;
+  const parts = [asked.voice, asked.speed !== 1 && `${asked.speed} ×`, clip.done && `${clip.seconds.toFixed(1)} s`, `seed ${asked.seed}`, ended];
   entry.item.querySelector(".facts").textContent = parts.filter(Boolean).join(" · ");
 }
 
@@ -287,19 +290,17 @@ async function download(entry, button) {
     let data;
     if (format === "wav") data = entry.clip.wav();
     else if (format === "pcm") data = new Blob([entry.clip.pcm()]);
-    else if (!entry.seed) throw new Refused("The server told no seed, so it can't say this again: choose WAV or PCM.");
     else {
       fetching.add(mine);
       button.setAttribute("aria-busy", "true");
       say(entry.whole ? `Fetching ${format}…` : `Fetching ${format}, the whole text…`);
       update();
-      const asked = { ...entry.asked, seed: Number(entry.seed), response_format: format };
-      data = await (await speech(asked, mine.signal)).blob();
+      data = await (await speech({ ...entry.asked, response_format: format }, mine.signal)).blob();
       say("Fetched.");
     }
     const link = document.createElement("a");
     link.href = URL.createObjectURL(data);
-    link.download = `speech-${entry.seed ?? "unseeded"}.${format}`;
+    link.download = `speech-${entry.asked.seed}.${format}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   } catch (error) {
