@@ -295,7 +295,8 @@ async function download(entry, button) {
       button.setAttribute("aria-busy", "true");
       say(entry.whole ? `Fetching ${format}…` : `Fetching ${format}, the whole text…`);
       update();
-      data = await (await speech({ ...entry.asked, response_format: format }, mine.signal)).blob();
+      const whole = { ...entry.asked, response_format: format, stream: false }; // a file that tells its length
+      data = await (await speech(whole, mine.signal)).blob();
       say("Fetched.");
     }
     const link = document.createElement("a");
