@@ -119,8 +119,9 @@ def create_app(server: PageServer) -> Any:
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    return Starlette(routes=[Route("/", root), Route("/health", health), Route("/v1/audio/voices", voices), Route("/v1/models", models),
-                             Route("/v1/audio/speech", speech, methods=["POST"])])  # fmt: skip
+    routes = [Route("/", root), Route("/health", health), Route("/v1/audio/voices", voices)]
+    routes += [Route("/v1/models", models), Route("/v1/audio/speech", speech, methods=["POST"])]
+    return Starlette(routes=routes)
 
 
 @contextlib.contextmanager

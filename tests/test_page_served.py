@@ -1,4 +1,4 @@
-"""The web page with the real server and the embedded voice: it sounds while the model still speaks, and repeats itself."""
+"""The web page with the real server and the embedded voice: it sounds while the model still speaks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 import soundfile
 
 from orpheus.audio import pcm16, wav_header
-from orpheus.config import PRESETS, embedded_path
+from orpheus.config import PRESETS, ReadingOptions, SamplingOptions, embedded_path
 from orpheus.inference import OrpheusInference
-from orpheus.server import create_app
 from tests.browser import Visit, browser  # noqa: F401
 from tests.page_server import running
 
@@ -70,7 +69,9 @@ def voice(tts):
 
 
 @pytest.fixture
-def visit(browser, voice):  # noqa: F811
+def visit(browser, voice):
+    from orpheus.server import create_app
+
     with running(create_app(voice)) as url:
         v = Visit(browser, url)
         v.wait(lambda: v.page.locator("#voice option").count() == 3)
@@ -88,7 +89,7 @@ def test_it_sounds_while_the_model_still_speaks(visit, voice, tts):
     voice.go_on.set()
     visit.status("Done.")
     assert first["now"] < voice.made[-1]
-    whole = np.concatenate(list(tts.read(TEXT, "leo", seeded(7), guarded())))
+    whole = np.concatenate(list(tts.read(TEXT, "leo", SamplingOptions(seed=7), ReadingOptions(guard=True))))
     assert visit.samples().tobytes() == pcm16(whole)
 
     for format in ("wav", "flac", "mp3"):
@@ -125,15 +126,3 @@ def test_what_the_server_refuses_is_said(visit, voice):
     visit.speak("A tag that is <not closed.")
     visit.wait(lambda: "is not closed" in visit.text("#error"))
     assert visit.text("#count") == "26 of 4,096 characters"
-
-
-def seeded(seed: int):
-    from orpheus.config import SamplingOptions
-
-    return SamplingOptions(seed=seed)
-
-
-def guarded():
-    from orpheus.config import ReadingOptions
-
-    return ReadingOptions(guard=True)
