@@ -17,7 +17,7 @@ from orpheus.inference import OrpheusInference
 from tests.browser import Visit, browser  # noqa: F401
 from tests.page_server import running
 
-TEXT = "It is a sunny day. <laughs> We walk to the park, and then we walk home again."
+TEXT = "It is a sunny day. <laughs> We walk to the park."
 
 pytestmark = pytest.mark.slow
 
