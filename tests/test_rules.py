@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "encoding": {"audio", "codec", "errors", "sources", "tokens"},
     "corpus": {"audio", "codec", "config", "encoding", "errors", "guard", "prompt", "sources", "tokens"},
     "launch": set(),
+    "page": set(),
     "model": {"config", "errors", "hub", "launch", "provenance", "tokens"},
     "batches": {"prompt"},
     "losses": {"prompt"},
