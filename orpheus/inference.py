@@ -217,7 +217,7 @@ class OrpheusInference:
 
         def fits(piece: str, before: Before) -> bool:
             length = len(self.renderer.continued(before.text, before.codes, piece, chosen)) + sampling.max_new_tokens
-            return length <= getattr(self.engine, "context_length", 0)  # an engine that does not say: better without
+            return length <= self.engine.context_length
 
         drawn = sampling.seed is None
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed

@@ -17,7 +17,7 @@ from orpheus.guard import Watch
 from orpheus.speech import Speech, Timings
 from orpheus.tokens import Codes, FrameStream, Stop, TokenLayout
 
-FADE_S = 0.005  # takes the click off a cut, and is too short to hear
+FADE_S = 0.005  # takes the click off a cut, and off the end, where the codec runs out of codes; too short to hear
 
 
 class NoSpeech(UserError):
@@ -95,9 +95,7 @@ class Utterance:
                 tokens=self.tokens,
             )
             return
-        last = self.decoder.finish()
-        if reason != Stop.END_OF_SPEECH:
-            last = fade_out(last)
+        last = fade_out(self.decoder.finish())
         given = bool(self.chunks)  # else it is not too late for another attempt
         rest = list(self.keep(last))
         yield from rest if given else []
@@ -144,7 +142,7 @@ def what_is_wrong(item: Speech | NoSpeech) -> str:
 
 
 def fade_out(samples: np.ndarray) -> np.ndarray:
-    """The samples [n] with the last 5 ms, or fewer, falling to zero: for speech that was cut, not ended."""
+    """The samples [n] with the last 5 ms, or fewer, falling to zero."""
     count = min(len(samples), int(FADE_S * SAMPLE_RATE_HZ))
     if not count:
         return samples

@@ -36,7 +36,7 @@ def test_a_whole_utterance(tts, layout, scripted):
     scripted(ids_of(layout, codes, layout.end_of_speech))
     speech = tts.generate("Hello.", seed=3)[0]
     assert (speech.finish_reason, speech.text, speech.seed) == ("end_of_speech", "Hello.", 3)
-    np.testing.assert_allclose(speech.samples, tts.codec.decode(codes, seed=3), atol=1e-5)
+    np.testing.assert_allclose(speech.samples, fade_out(tts.codec.decode(codes, seed=3)), atol=1e-5)
     assert speech.samples.dtype == np.float32 and np.abs(speech.samples).max() <= 1
     assert speech.rate_hz == 24000 and speech.duration_s == pytest.approx(5 * 2048 / 24000)
     assert speech.timings.tokens == 36 and 0 < speech.timings.first_audio_s <= speech.timings.total_s
@@ -65,6 +65,14 @@ def test_it_stops_at_the_first_bad_id_and_keeps_what_came_before(tts, layout, sc
     assert fade == 120 and len(speech.samples) == len(whole)
     np.testing.assert_allclose(speech.samples[:-fade], whole[:-fade], atol=1e-5)
     assert speech.samples[-1] == 0 and np.all(np.abs(speech.samples[-fade:]) <= np.abs(whole[-fade:]) + 1e-6)
+
+
+def test_the_end_is_silent(tts, layout, scripted):
+    """The codec's last samples see nothing but padding after them: the embedded one ends at 0.07."""
+    scripted(ids_of(layout, some_codes(6), layout.end_of_speech))
+    speech = tts.generate("Hello", seed=1)[0]
+    assert speech.finish_reason == "end_of_speech" and speech.samples[-1] == 0
+    assert np.array_equal(speech.samples, np.concatenate(list(tts.stream("Hello", seed=1))))
 
 
 def test_running_into_the_limit_is_said(tts, layout, scripted):
@@ -129,7 +137,7 @@ def test_rows_of_a_batch_end_by_themselves(tts, layout, scripted):
     speeches = tts.generate(["one", "two", "three"], seed=10)
     assert [s.codes.frames for s in speeches] == [2, 7, 4] and [s.seed for s in speeches] == [10, 11, 12]
     for speech, codes in zip(speeches, parts, strict=True):
-        np.testing.assert_allclose(speech.samples, tts.codec.decode(codes, speech.seed), atol=1e-5)
+        np.testing.assert_allclose(speech.samples, fade_out(tts.codec.decode(codes, speech.seed)), atol=1e-5)
 
 
 def test_the_frames_of_a_batch_are_decoded_together(tts, layout, scripted, monkeypatch):
@@ -151,7 +159,7 @@ def test_rows_may_come_in_any_order(tts, layout, monkeypatch):
     scripts = [ids_of(layout, codes, layout.end_of_speech) for codes in parts]
     monkeypatch.setattr(tts, "engine", OneByOne(layout, scripts))
     for speech, codes in zip(tts.generate(["one", "two", "three"], seed=10), parts, strict=True):
-        np.testing.assert_allclose(speech.samples, tts.codec.decode(codes, speech.seed), atol=1e-5)
+        np.testing.assert_allclose(speech.samples, fade_out(tts.codec.decode(codes, speech.seed)), atol=1e-5)
 
 
 def test_one_silent_row_does_not_lose_the_others(tts, layout, scripted, tmp_path):

@@ -72,6 +72,7 @@ class ScriptedEngine:
     """Yields given ids, row by row or interleaved, and obeys the stop rule as a real engine does."""
 
     name = "scripted"
+    context_length = 2048
 
     def __init__(self, layout: TokenLayout, scripts: Sequence[Sequence[int]]) -> None:
         self.layout, self.scripts = layout, scripts

@@ -16,6 +16,11 @@ class Engine(Protocol):
     name: str
     layout: TokenLayout
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and speech together."""
+        ...
+
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:

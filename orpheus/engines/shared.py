@@ -55,6 +55,11 @@ class SharedEngine:
         # Not kept alive by its own thread: an engine that nobody has any more ends it.
         self._end = weakref.finalize(self, self._worker.end)
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens, prompt and speech together."""
+        return self.engine.context_length
+
     def stream(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Iterator[tuple[int, int]]:
@@ -63,7 +68,7 @@ class SharedEngine:
         Closing the iterator, from any thread, or dropping it takes its rows out before the next step. UserError for a
         prompt that does not fit the context, or if the engine is closed; what goes wrong later is raised by `next`.
         """
-        check_lengths(prompts, sampling.max_new_tokens, self.engine.loaded.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
         reader = _Reader(len(prompts))
         rows = [
             Row(list(prompt), sampling, seed, reader, index)

@@ -65,6 +65,10 @@ class SpeculativeEngine:
                 if place == sampling.max_new_tokens or not self.layout.legal(token_id, place - 1):
                     return
 
+    def close(self) -> None:
+        """As the engine's."""
+        self.engine.close()
+
 
 class Source(Protocol):
     """Where guesses, or judgements, take their scores from."""
