@@ -221,8 +221,8 @@ def strictly(loaded: Any, prompt: list[int], steps: int) -> None:
     from orpheus.engines.torch_engine import TorchEngine
 
     engine, room = TorchEngine(loaded), len(prompt) + steps
-    with engine._computing(1):
-        batch = engine._batch(1, room, SamplingOptions())
+    with engine.computing(1):
+        batch = engine.batch(1, room, SamplingOptions())
         batch.begin([prompt], [0], room)
         for step in range(steps):
             batch.draw(step % FRAME_SLOTS).tolist()

@@ -260,7 +260,7 @@ def test_what_a_frame_s_state_refers_to_stays_in_place(engine):
     """A CUDA graph has the addresses in it: to begin anew must not move anything."""
     framewise = TorchEngine(engine.loaded)
     with torch.inference_mode():
-        batch = framewise._batch(2, 64, SamplingOptions(decoding="framed"))
+        batch = framewise.batch(2, 64, SamplingOptions(decoding="framed"))
         batch.begin(PROMPTS, [1, 2], 64)
         runner = frames.Frames(batch, 64, None)
 

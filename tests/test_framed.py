@@ -35,7 +35,7 @@ def test_the_distribution_is_strict_s_given_that_the_id_is_legal(engine, layout,
     rows, room = len(legal[::8]), len(prompt) + slot + 1
 
     with torch.inference_mode():
-        batch = engine._batch(rows, room, options)
+        batch = engine.batch(rows, room, options)
         batch.begin([prompt] * rows, range(rows), room)
         for position, token in enumerate(spoken):
             batch.state["token"].fill_(token)

@@ -41,14 +41,41 @@ def build_base(layout: TokenLayout, seed: int = 0, **overrides):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=16, max_position_embeddings=16384)  # fmt: skip
+                 num_key_value_heads=2, head_dim=16, max_position_embeddings=16384,
+                 tie_word_embeddings=True)  # fmt: skip
     rope = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
                 original_max_position_embeddings=8192)  # fmt: skip
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=layout.audio_end, tie_word_embeddings=True, rope_parameters=rope,
+    config = LlamaConfig(vocab_size=layout.audio_end, rope_parameters=rope,
                          bos_token_id=layout.bos, eos_token_id=layout.end_of_text, pad_token_id=layout.pad,
                          **(sizes | overrides))  # fmt: skip
     return LlamaForCausalLM(config).eval()
+
+
+def build_speaking_base(layout: TokenLayout, seed: int = 0, ends: float = 1.2):
+    """A random Llama that speaks: each slot follows the one before it, and speech ends after some frames.
+
+    The direction of a slot is in the embeddings of its ids, and in the rows of the output head of the next slot's. All
+    else is random, and large enough for every id to change what follows. ends: how likely the end is.
+    """
+    import torch
+
+    model = build_base(layout, seed, tie_word_embeddings=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter *= 5
+        head, embedding = model.lm_head.weight, model.model.embed_tokens.weight
+        embedding *= 2
+        head *= 2
+        directions = torch.linalg.qr(torch.randn(embedding.shape[1], FRAME_SLOTS))[0].T
+        embedding[layout.start_of_speech] += 3 * directions[-1]
+        head[layout.end_of_speech] += 5 * ends * directions[-1]
+        for slot in range(FRAME_SLOTS):
+            ids = layout.slot_range(slot)
+            embedding[ids.start : ids.stop] += 3 * directions[slot]
+            head[ids.start : ids.stop] += 5 * directions[slot - 1]
+    return model
 
 
 def save_base(folder: Path, seed: int = 0, **overrides) -> Path:

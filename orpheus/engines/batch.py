@@ -68,18 +68,25 @@ class Batch:
         count: -1 takes as many candidates as it needs (this asks the device); a number or None: those of
         `draw_index`, and the last column of `frame` counts the steps where they were too few.
         """
-        state, sampling, ids = self.state, self.sampling, self.ids_of[slot]
+        state, ids = self.state, self.ids_of[slot]
         logits = self.decoder.logits(state["hidden"], self.legal[slot])
-        logits = self.seen.penalise(logits, sampling.repetition_penalty, ids)
-        uniform = state["draws"].index_select(1, state["step"])[:, 0]
-        if count == -1 or sampling.temperature == 0:
-            index = sample(logits, sampling, uniform)
-        else:
-            index, enough = draw_index(scale(logits, sampling), sampling.top_p, uniform, count)
+        logits = self.seen.penalise(logits, self.sampling.repetition_penalty, ids)
+        uniform = state["draws"].gather(1, state["step"][:, None].expand(len(logits), 1))[:, 0]
+        index, enough = self.choose(logits, uniform, count)
+        if enough is not None:
             state["frame"][:, FRAME_SLOTS] += ~enough
         state["token"].copy_(index if ids is None else ids[index])
         self.seen.add(state["token"], state["column"])
         return state["token"]
+
+    def choose(self, logits: Any, uniform: Any, count: int | None) -> tuple[Any, Any]:
+        """Which score each row draws, int64 [B]; and bool [B], whether `count` was enough, None if it was not asked.
+
+        logits: float32 [B, n], penalised, changed. uniform: float64 [B].
+        """
+        if count == -1 or self.sampling.temperature == 0:
+            return sample(logits, self.sampling, uniform), None
+        return draw_index(scale(logits, self.sampling), self.sampling.top_p, uniform, count)
 
     def advance(self, bound: int) -> None:
         """Feed the drawn ids. `bound`: a number of columns that holds all tokens so far, these included."""

@@ -7,7 +7,8 @@ work as they are, and it replaces only what stands between them: cache, masks, r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 
 def why_not_llama(model: Any) -> str | None:
@@ -59,6 +60,12 @@ class LlamaDecoder:
         # Zeros, not garbage: a masked column counts 0 times its value, and 0 times NaN is NaN.
         self.cache = torch.zeros(shape, dtype=like.dtype, device=like.device)
 
+    def part(self, start: int, stop: int) -> Self:
+        """The rows from `start` to before `stop` as a decoder of their own, in the same memory."""
+        other = copy(self)
+        other.cache, other.padding = self.cache[:, :, start:stop], self.padding[start:stop]
+        return other
+
     def prefill(self, ids: Any, padding: Any) -> Any:
         """Start anew with these prompts. Returns the hidden state of their last token, [B, H] in the model's dtype.
 
@@ -95,7 +102,8 @@ class LlamaDecoder:
 
         Args:
             token: int64 [B].
-            column: int64 [1], where it stands in the sequence, on the device: its value is never read on the host.
+            column: int64 [1], where it stands in every row, or [B], in each; on the device: its value is never read
+                on the host.
             bound: columns to look at, more than `column`; those after it are masked.
         """
         import torch
@@ -103,12 +111,19 @@ class LlamaDecoder:
         positions = column - self.padding
         rotation = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
         seen = self.columns[:bound]
-        mask = ((seen >= self.padding[:, None]) & (seen <= column))[:, None, None]
+        mask = ((seen >= self.padding[:, None]) & (seen <= column[:, None]))[:, None, None]
         groups = self.heads // self.key_heads
+        place = column[:, None, None, None].expand(-1, self.key_heads, 1, self.head_dim)
+
+        def put(cache: Any, new: Any) -> None:
+            if len(column) == 1:
+                cache.index_copy_(2, column, new)  # the quicker one
+            else:
+                cache.scatter_(2, place, new)
 
         def attend(q: Any, k: Any, v: Any, keys: Any, values: Any) -> Any:
-            keys.index_copy_(2, column, k)
-            values.index_copy_(2, column, v)
+            put(keys, k)
+            put(values, v)
             # The query heads that share a key head stand as so many queries: nothing is repeated in memory.
             q = q.reshape(len(q), self.key_heads, groups, self.head_dim)
             out = torch.nn.functional.scaled_dot_product_attention(

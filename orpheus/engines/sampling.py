@@ -46,24 +46,25 @@ class SeenIds:
             self.table = torch.cat([listed, listed[:, :1].expand(-1, room - width)], dim=1)
 
     def add(self, token: Any, column: Any) -> None:
-        """Note one new id per row. token: int64 [B]; column: int64 [1], its place in the sequence."""
+        """Note one new id per row. token: int64 [B]; column: int64 [B], or [1] for all, its place in the sequence."""
         if self.marked:
             self.table.scatter_(1, token[:, None], True)
         else:
-            self.table.index_copy_(1, column, token[:, None])
+            self.table.scatter_(1, column[:, None].expand(len(token), 1), token[:, None])
 
-    def penalise(self, logits: Any, penalty: float, among: Any = None) -> Any:
+    def penalise(self, logits: Any, penalty: Any, among: Any = None) -> Any:
         """Make seen ids less likely (CTRL, Keskar et al. 2019, section 4.1).
 
         Args:
             logits: float32 [B, n], may be changed.
+            penalty: a number, or float32 [B, 1].
             among: int64 [n], the id of each score (with marks); None: they are the whole vocabulary (with a list).
         Returns:
             The new scores, float32 [B, n].
         """
         import torch
 
-        if penalty == 1.0:
+        if isinstance(penalty, (int, float)) and penalty == 1:
             return logits
         if self.marked:
             seen = self.table.index_select(1, among)
@@ -85,27 +86,42 @@ def sample(logits: Any, sampling: SamplingOptions, draw: Any) -> Any:
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = scale(logits, sampling)
-    for count in CANDIDATES:
+    return draw_in_turns(scale(logits, sampling), sampling.top_p, draw)
+
+
+def draw_in_turns(probabilities: Any, top_p: Any, draw: Any, counts: Sequence[int] = CANDIDATES) -> Any:
+    """`draw_index` with each of `counts`, and at last with all; of a row, the first whose nucleus lies within.
+
+    So what a row draws does not depend on its neighbours. Returns int64 [B].
+    """
+    for turn, count in enumerate(counts, 1):
         if count < probabilities.shape[-1]:
-            index, enough = draw_index(probabilities, sampling.top_p, draw, count)
+            index, enough = draw_index(probabilities, top_p, draw, count)
             if bool(enough.all()):
                 return index
-    return draw_index(probabilities, sampling.top_p, draw, None)[0]
+            rest = (~enough).nonzero()[:, 0]
+            wider = top_p if isinstance(top_p, (int, float)) else top_p[rest]
+            index[rest] = draw_in_turns(probabilities[rest], wider, draw[rest], counts[turn:])
+            return index
+    return draw_index(probabilities, top_p, draw, None)[0]
 
 
-def scale(logits: Any, sampling: SamplingOptions) -> Any:
-    """Probabilities at the temperature (above 0). logits: float32 [B, n], changed; returns float32 [B, n]."""
+def scale(logits: Any, sampling: Any) -> Any:
+    """Probabilities at the temperature (above 0; a number, or float32 [B, 1]).
+
+    logits: float32 [B, n], changed; returns float32 [B, n].
+    """
     import torch
 
     return torch.softmax(logits.div_(sampling.temperature), dim=-1)
 
 
-def draw_index(probabilities: Any, top_p: float, draw: Any, count: int | None) -> tuple[Any, Any]:
+def draw_index(probabilities: Any, top_p: Any, draw: Any, count: int | None) -> tuple[Any, Any]:
     """Invert the cumulative distribution of the nucleus, looked for among the `count` most likely (None: among all).
 
     Args:
         probabilities: float32 [B, n].
+        top_p: a number, or float64 [B, 1].
         draw: float64 [B].
     Returns:
         int64 [B], the index drawn; bool [B], whether the nucleus lies within `count` (where not, the index is wrong).
@@ -119,11 +135,12 @@ def draw_index(probabilities: Any, top_p: float, draw: Any, count: int | None) -
     return ids.gather(-1, torch.minimum(index, last))[:, 0], enough
 
 
-def nucleus(probabilities: Any, top_p: float, count: int | None) -> tuple[Any, Any, Any]:
+def nucleus(probabilities: Any, top_p: Any, count: int | None) -> tuple[Any, Any, Any]:
     """The smallest set of ids that holds top_p, looked for among the `count` most likely (None: among all).
 
     Args:
         probabilities: float32 [B, n].
+        top_p: a number, or float64 [B, 1].
     Returns:
         float64 [B, count], the probabilities, most likely first, 0 outside of the set; int64 [B, count], their ids;
         bool [B], whether the set lies within `count` (where not, it is too small).
@@ -134,7 +151,7 @@ def nucleus(probabilities: Any, top_p: float, count: int | None) -> tuple[Any, A
         top, ids = probabilities.sort(dim=-1, descending=True)
     else:
         top, ids = probabilities.topk(count, dim=-1)
-    enough = top.sum(-1) >= top_p
     top = top.double()
-    before = top.cumsum(-1) - top
-    return torch.where(before < top_p, top, 0.0), ids, enough  # the id that reaches top_p is in it
+    cumulative = top.cumsum(-1)
+    enough = (cumulative[:, -1:] >= top_p)[:, 0]
+    return torch.where(cumulative - top < top_p, top, 0.0), ids, enough  # the id that reaches top_p is in it

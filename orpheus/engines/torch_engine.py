@@ -63,11 +63,11 @@ class TorchEngine:
     ) -> Generator[list[int], None, None]:
         """One id of every row at a time, without end."""
         column = max(map(len, prompts))
-        with self._computing(len(prompts), prompts=True):
-            batch = self._batch(len(prompts), column + sampling.max_new_tokens, sampling)
+        with self.computing(len(prompts), prompts=True):
+            batch = self.batch(len(prompts), column + sampling.max_new_tokens, sampling)
             batch.begin(prompts, seeds, column + sampling.max_new_tokens)
         for step in count():
-            with self._computing(len(prompts)):
+            with self.computing(len(prompts)):
                 if step:
                     column += 1
                     batch.advance(column)
@@ -85,26 +85,27 @@ class TorchEngine:
         # Taken out while it is in use: another stream may begin before this one ends.
         frames = self._idle.pop(key, None)
         self._idle.clear()
-        with self._computing(len(prompts)):
+        with self.computing(len(prompts)):
             if frames is None:
-                frames = Frames(self._batch(len(prompts), room, sampling), room, self.record())
+                frames = Frames(self.batch(len(prompts), room, sampling), room, self.record())
             frames.batch.begin(prompts, seeds, room)
         try:
             while True:
-                with self._computing(len(prompts)):
+                with self.computing(len(prompts)):
                     drawn = frames.run(column)
                 column += FRAME_SLOTS
                 yield from (list(tokens) for tokens in zip(*drawn, strict=True))
         finally:
             self._idle = {key: frames}
 
-    def _batch(self, rows: int, room: int, sampling: SamplingOptions) -> Batch:
+    def batch(self, rows: int, room: int, sampling: SamplingOptions, kind: type[Batch] = Batch) -> Any:
+        """A batch of this model, not begun yet. room: most tokens of a row, prompt included."""
         model = self.loaded.model
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        return Batch(self.decoder(model, rows, room), self.layout, sampling, vocabulary, self.loaded.device)
+        return kind(self.decoder(model, rows, room), self.layout, sampling, vocabulary, self.loaded.device)
 
     @contextmanager
-    def _computing(self, rows: int, prompts: bool = False) -> Iterator[None]:
+    def computing(self, rows: int, prompts: bool = False) -> Iterator[None]:
         """Inference mode. Never around a yield: the caller's code must not run in it."""
         import torch
 
