@@ -17,7 +17,8 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
     def _work(self) -> None:
         self.loop.run_forever()
@@ -64,4 +65,7 @@ class Background:
                 raise error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
         finally:
             future.cancel()
-            finished.wait(CLEANUP_S)
+            if (
+                threading.current_thread() is not self._thread
+            ):  # as where that collects garbage: it can't wait for itself
+                finished.wait(CLEANUP_S)

@@ -27,6 +27,10 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Free what it holds. It can't be used any more."""
+        ...
+
 
 def check_lengths(prompts: Sequence[Sequence[int]], max_new_tokens: int, context_length: int) -> None:
     """UserError if one of the prompts and its speech can't both fit the model's context."""

@@ -83,6 +83,7 @@ class CudaGraphs:
             run()
         torch.cuda.current_stream().wait_stream(aside)
         graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Another thread, which decodes audio, may well ask for memory meanwhile: that is no part of this.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             run()
         return graph.replay

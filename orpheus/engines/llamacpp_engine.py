@@ -20,6 +20,8 @@ from orpheus.tokens import FRAME_SLOTS
 class LlamaCppEngine:
     """Runs a `LlamaCppModel`. The cache is kept from one prompt to the next, whose common beginning is not run again.
 
+    `stream` may be called from several threads: each stream has a context of its own, and one of them stays for the next.
+
     It is only as large as the longest utterance so far could be: the published model's full context would take 15 GB.
     """
 
@@ -43,12 +45,20 @@ class LlamaCppEngine:
         finally:
             self._idle = [context]
 
+    def close(self) -> None:
+        """Free the idle context. The model is freed with the last that has it."""
+        self._idle = []
+
     def _context(self, length: int) -> LlamaCppContext:
         """The idle context, if it is long enough. It is taken out: another stream may begin before this one ends."""
-        idle, self._idle = self._idle, []
-        if idle and idle[0].length >= length:
-            return idle[0]
-        del idle
+        try:
+            context = self._idle.pop()  # in one piece: two threads can't both have it
+        except IndexError:
+            pass
+        else:
+            if context.length >= length:
+                return context
+            del context
         return LlamaCppContext(self.model, length, exact=self.exact)
 
     def _row(

@@ -36,8 +36,10 @@ def share(engine: Engine, slots: int) -> Engine:
 class SharedEngine:
     """A `TorchEngine` for many callers. A row's ids are those that it gives for that row alone, but for rounding.
 
-    In 16 bit, sums of a batch are rounded in another order than those of one row, so that where two ids are (nearly)
-    equally likely, a row with neighbours may draw the other one.
+    Sums of a batch are rounded in another order than those of one row: where two ids are (nearly) equally likely, this
+    engine may draw the other one. In 32 bit that is rare (no token of 23,120 with the embedded base). In 16 bit many ids
+    are equally likely, so a CPU computes two rows at least: that, and whole blocks of columns, makes what a row draws
+    independent of its neighbours there, if not the same as `TorchEngine`'s. On a GPU it is not.
     """
 
     def __init__(self, engine: TorchEngine, slots: int) -> None:
@@ -169,15 +171,19 @@ class _Worker:
     def work(self) -> None:
         """Until the end: take rows, step them. Sleeps where there is nothing to do."""
         while self.receive():
-            try:
-                self.let_go()
-                self.let_in()
-                for group in self.groups.values():
-                    if group.rows:
-                        self.step(group)
-            except Exception as error:
-                self.fail(error)
+            self.turn()
         self.fail(_closed())
+
+    def turn(self) -> None:
+        """Let rows go and come, and step those that are there."""
+        try:
+            self.let_go()
+            self.let_in()
+            for group in self.groups.values():
+                if group.rows:
+                    self.step(group)
+        except Exception as error:
+            self.fail(error)
 
     def receive(self) -> bool:
         """Take what has come in; wait for it if there is nothing else to do. False: it is the end."""

@@ -153,6 +153,8 @@ class Slots:
         self.slot = 0  # the place in its frame of the next id of every row
         self.fed = True  # whether the ids drawn last are in the cache
         self.room = self.places = 0
+        # A product of two 16-bit rows or more is rounded alike for any number of them, that of one row otherwise.
+        self.least = 2 if limit > 1 and engine.loaded.dtype.itemsize == 2 else 1
         self.record = engine.record() if engine.by_frame else None
         self.parts: dict[tuple[int, bool], MixedBatch] = {}
         self.frames: dict[tuple[int, bool], Frames] = {}
@@ -184,10 +186,11 @@ class Slots:
         if self.engine.by_frame:
             return self._frame(greedy)
         self._feed()
-        with self.engine.computing(len(rows)):
-            drawn = self._part(len(rows), greedy).draw(self.slot).tolist()
+        width = self._width(len(rows))
+        with self.engine.computing(width):
+            drawn = self._part(width, greedy).draw(self.slot).tolist()
         self.slot, self.fed = (self.slot + 1) % FRAME_SLOTS, False
-        return [[token] for token in drawn]
+        return [[token] for token in drawn[: len(rows)]]
 
     def leave(self, index: int) -> None:
         """Take a row out. The last one stands in its place then."""
@@ -205,24 +208,21 @@ class Slots:
         """Put the ids drawn last into the cache."""
         if self.fed:
             return
-        count, bound = len(self.rows), max(row.column for row in self.rows) + 1
-        with self.engine.computing(count):
-            self._part(count).advance(bound)
+        width, bound = self._width(len(self.rows)), max(row.column for row in self.rows) + 1
+        with self.engine.computing(width):
+            self._part(width).advance(bound)
         for row in self.rows:
             row.column += 1
         self.fed = True
 
     def _frame(self, greedy: bool) -> list[list[int]]:
         count = len(self.rows)
-        bucket = min(1 << (count - 1).bit_length(), self.limit)  # few sizes, so that few graphs are recorded
-        with self.engine.computing(bucket):
-            part = self._part(bucket, greedy)
-            if bucket > count:  # the places without a row start again: their columns must stay within the room
-                part.state["column"][count:] = 0
-                part.state["step"][count:] = 0
-            if (bucket, greedy) not in self.frames:
-                self.frames[bucket, greedy] = Frames(part, self.room, self.record)
-            frames = self.frames[bucket, greedy]
+        width = self._width(count)
+        with self.engine.computing(width):
+            part = self._part(width, greedy)
+            if (width, greedy) not in self.frames:
+                self.frames[width, greedy] = Frames(part, self.room, self.record)
+            frames = self.frames[width, greedy]
             flat = any(row.flat for row in self.rows)
             frames.count = None if flat else part.count
             drawn = frames.run(max(row.column for row in self.rows))[:count]
@@ -232,15 +232,26 @@ class Slots:
             row.flat |= widened  # one of them is; as long as they run, no short list is tried
         return drawn
 
-    def _part(self, rows: int, greedy: bool = False) -> MixedBatch:
-        if (rows, greedy) not in self.parts:
-            self.parts[rows, greedy] = self.batch.part(0, rows, greedy)
-        return self.parts[rows, greedy]
+    def _width(self, rows: int) -> int:
+        """How many rows are computed for so many that run."""
+        if self.engine.by_frame:
+            return 1 << (rows - 1).bit_length()  # few sizes, so that few graphs are recorded
+        return max(rows, self.least)
+
+    def _part(self, width: int, greedy: bool = False) -> MixedBatch:
+        if (width, greedy) not in self.parts:
+            self.parts[width, greedy] = self.batch.part(0, width, greedy)
+        part, rows = self.parts[width, greedy], len(self.rows)
+        if width > rows:  # places without a row begin anew each time: their columns must stay within the room
+            part.state["column"][rows:] = 0
+            part.state["step"][rows:] = 0
+        return part
 
     def _fit(self, places: int, room: int) -> None:
         """See to it that there are so many places of so many columns."""
         # Graphs have addresses in them, so on a GPU all places are there from the beginning.
-        places = self.limit if self.engine.by_frame else min(1 << (places - 1).bit_length(), self.limit)
+        places = self._width(self.limit if self.engine.by_frame else places)
+        places = 1 << (places - 1).bit_length()
         room = -(-room // BOUND_STEP) * BOUND_STEP
         if self.places >= places and self.room >= room and (self.rows or self.room < SHRINK * room):
             return

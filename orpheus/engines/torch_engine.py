@@ -58,6 +58,10 @@ class TorchEngine:
                 if not active:
                     return
 
+    def close(self) -> None:
+        """Free the memory of the last batch, on a GPU. The model is its owner's."""
+        self._idle = {}
+
     def _by_token(
         self, prompts: Any, sampling: SamplingOptions, seeds: Sequence[int]
     ) -> Generator[list[int], None, None]:
