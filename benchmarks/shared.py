@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def main(options: Options) -> None:
             def contend(name: str, engines: Any = engines, count: int = count) -> None:
                 in_threads(count, lambda seed: speak(engines[name], prompt, sampling, options.tokens, seed))
 
-            spans = in_turns({name: (lambda name=name: contend(name)) for name in engines}, options.rounds, device)
+            spans = in_turns({name: partial(contend, name) for name in engines}, options.rounds, device)
             for name, span in spans.items():
                 joins = [first_frame_s(engines[name], prompt, sampling, count - 1) for _ in range(options.rounds)]
                 rows.append({

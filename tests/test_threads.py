@@ -6,8 +6,7 @@ import asyncio
 import threading
 import time
 from contextlib import closing
-
-import pytest
+from functools import partial
 
 from orpheus.config import SamplingOptions
 from orpheus.engines import background
@@ -16,25 +15,8 @@ from orpheus.engines.llamacpp_engine import LlamaCppEngine
 from orpheus.engines.remote_engine import RemoteEngine
 from orpheus.tokens import ORPHEUS
 from tests.scripted_server import DONE, END, ScriptedServer, event, sends, speech, usage
+from tests.threads import WAIT_S, in_threads
 from tests.voices import rows_of
-
-WAIT_S = 30.0
-
-
-def in_threads(count, call):
-    """`call(0)`, `call(1)`, ... each in a thread of its own, all at once."""
-    results = [None] * count
-
-    def run(index):
-        results[index] = call(index)
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
-    return results
 
 
 def test_a_server_is_asked_by_many_threads_at_once():
@@ -63,7 +45,7 @@ def test_a_server_is_asked_by_many_threads_at_once():
                     return taken
                 return [token for _, token in stream]
 
-            spoken = in_threads(6, call)
+            spoken = in_threads(*(partial(call, index) for index in range(6)))
     finally:
         scripted.stop()
     assert spoken == [list(speech(5, seed=0))[:3], *([*speech(5, seed=i), END] for i in range(1, 6))]
@@ -119,10 +101,10 @@ def test_no_two_threads_have_one_context_of_llama_cpp(layout, monkeypatch):
     engine = LlamaCppEngine(model)  # type: ignore[arg-type]
     options = SamplingOptions(temperature=0, max_new_tokens=1)
 
-    def call(index):
+    def call():
         return [rows_of(engine, [[1, 2]], options, [0]) for _ in range(50)]
 
-    assert in_threads(8, call) == [[[[299]]] * 50] * 8
+    assert in_threads(*[call] * 8) == [[[[299]]] * 50] * 8
     assert len(engine._idle) == 1 and model.made
     engine.close()
     assert not engine._idle

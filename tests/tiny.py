@@ -78,6 +78,18 @@ def build_speaking_base(layout: TokenLayout, seed: int = 0, ends: float = 1.2):
     return model
 
 
+def speaking_engine(tokenizer, layout: TokenLayout, **options):
+    """A TorchEngine with it, in double precision: no two ids are equally likely by rounding, so comparisons are exact."""
+    import torch
+
+    from orpheus.engines.torch_engine import TorchEngine
+    from orpheus.model import LoadedModel
+
+    model = build_speaking_base(layout, **options).double()
+    return TorchEngine(LoadedModel(model, tokenizer, layout, "random", "transformers", False, torch.float64, None, (),
+                                   ()))  # fmt: skip
+
+
 def save_base(folder: Path, seed: int = 0, **overrides) -> Path:
     """Write a tiny base model with its tokenizer, as a user would have it on disk."""
     tokenizer = build_tokenizer()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any, Self
 
-
 BLOCK = 32
 """Attention looks at so many columns, or a multiple: what it sums up is rounded alike then, however many are masked."""
 

@@ -20,9 +20,8 @@ from orpheus.tokens import FRAME_SLOTS
 class LlamaCppEngine:
     """Runs a `LlamaCppModel`. The cache is kept from one prompt to the next, whose common beginning is not run again.
 
-    `stream` may be called from several threads: each stream has a context of its own, and one of them stays for the next.
-
     It is only as large as the longest utterance so far could be: the published model's full context would take 15 GB.
+    `stream` may be called from several threads: each stream has a context of its own, and one stays for the next.
     """
 
     name = "llamacpp"

@@ -37,9 +37,9 @@ class SharedEngine:
     """A `TorchEngine` for many callers. A row's ids are those that it gives for that row alone, but for rounding.
 
     Sums of a batch are rounded in another order than those of one row: where two ids are (nearly) equally likely, this
-    engine may draw the other one. In 32 bit that is rare (no token of 23,120 with the embedded base). In 16 bit many ids
-    are equally likely, so a CPU computes two rows at least: that, and whole blocks of columns, makes what a row draws
-    independent of its neighbours there, if not the same as `TorchEngine`'s. On a GPU it is not.
+    engine may draw the other one. In 32 bit that is rare (no token of 23,120 with the embedded base). In 16 bit many
+    ids are equally likely, so a CPU computes two rows at least: that, and whole blocks of columns, makes what a row
+    draws independent of its neighbours there, if not the same as `TorchEngine`'s. On a GPU it is not.
     """
 
     def __init__(self, engine: TorchEngine, slots: int) -> None:

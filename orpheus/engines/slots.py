@@ -145,6 +145,8 @@ class Slots:
     the last takes its place. It grows when needed, and is made smaller when it is empty and a quarter would do.
     """
 
+    batch: MixedBatch  # the memory of all places
+
     def __init__(self, engine: TorchEngine, decoding: Decoding, limit: int) -> None:
         """limit: most rows at once."""
         self.engine, self.limit = engine, limit
