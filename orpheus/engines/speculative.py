@@ -60,6 +60,10 @@ class SpeculativeEngine:
                 if place == sampling.max_new_tokens or not self.layout.legal(token_id, place - 1):
                     return
 
+    def close(self) -> None:
+        """Free what the engine holds. The two models are their owners'."""
+        self.engine.close()
+
 
 class Source(Protocol):
     """Where guesses, or judgements, take their scores from."""
