@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import generate
+from benchmarks import generate, shared
 from benchmarks.generate import Options, bytes_per_step, speedups, turn
 from orpheus.errors import UserError
 from orpheus.model import load_base
@@ -66,3 +66,13 @@ def test_bytes_of_a_step_are_the_layers_and_the_rows_of_the_head(base_dir):
 def test_too_little_to_measure_is_refused(wrong):
     with pytest.raises(UserError, match="tokens must be 14 or more"):
         Options(**wrong)
+
+
+def test_many_streams_are_measured_both_ways(capsys):
+    shared.main(shared.Options(size="tiny", device="cpu", streams=(2,), tokens=7, rounds=1))
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(r["streams"], r["contender"]) for r in figures["rows"]] == [(2, shared.OWN), (2, shared.SHARED)]
+    assert all(value > 0 for row in figures["rows"] for value in row.values() if not isinstance(value, str))
+    assert set(figures["speedup_vs_own_threads"]) == {"2"}
+    with pytest.raises(UserError, match="tokens must be 7 or more"):
+        shared.Options(tokens=6)

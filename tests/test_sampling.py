@@ -141,3 +141,14 @@ def test_only_the_ids_in_the_list_are_touched():
 def test_an_unknown_decoding_is_refused():
     with pytest.raises(UserError, match="decoding is 'loose', expected strict or framed"):
         SamplingOptions(decoding="loose")  # type: ignore[arg-type]
+
+
+def test_what_a_row_draws_does_not_depend_on_its_neighbours():
+    """Equal scores may stand in any order, but a neighbour whose nucleus is wide must not change that order."""
+    options = SamplingOptions(temperature=1.0, top_p=0.9, repetition_penalty=1.0)
+    scores = torch.zeros(3, 3000)  # the last row's nucleus is nearly all of them
+    scores[0, torch.randperm(3000, generator=torch.Generator().manual_seed(0))[:60]] = 12.0  # within the first list
+    scores[1, ::10] = 9.0  # three hundred, within the second
+    for uniform in torch.rand(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)):
+        alone = [int(sample(scores[i : i + 1].clone(), options, uniform[i : i + 1])[0]) for i in range(3)]
+        assert sample(scores.clone(), options, uniform).tolist() == alone

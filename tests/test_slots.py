@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from orpheus.config import SamplingOptions
@@ -127,3 +129,32 @@ def test_a_flat_row_is_drawn_from_all_as_long_as_it_runs(engine, by_frame):
     group.leave(0)
     steps(group, [Row(PROMPTS[1], plain, 2), Row(PROMPTS[1], plain, 3)], 1)
     assert not any(row.flat for row in group.rows)
+
+
+@pytest.mark.parametrize("decoding", ["strict", "framed"])
+def test_rows_that_are_moved_and_grow_go_on_as_they_were(engine, decoding):
+    """The first leaves, so the last takes its place; one comes that needs more room; one is greedy."""
+    group = Slots(engine, decoding, 4)
+    plain = SamplingOptions(decoding=decoding, repetition_penalty=3.0, max_new_tokens=42)
+    best, long = dataclasses.replace(plain, temperature=0.0), dataclasses.replace(plain, max_new_tokens=400)
+    rows = [Row(PROMPTS[i % 3], options, i) for i, options in enumerate((plain, best, plain, long))]
+    drawn: dict[int, list[int]] = {row.seed: [] for row in rows}
+
+    def speak(count):
+        for _ in range(count):
+            for row, ids in zip(group.rows, group.step(), strict=True):
+                drawn[row.seed] += ids
+
+    for row in rows[:3]:
+        group.join(row)
+    speak(10)
+    group.leave(0)
+    assert group.rows == [rows[2], rows[1]]
+    speak(4)
+    group.join(rows[3])
+    assert group.room == 512
+    speak(28)
+    for row in rows:
+        expected = rows_of(engine, [row.prompt], row.sampling, [row.seed])[0]
+        ids = drawn[row.seed][: len(expected)]
+        assert ids == expected[: len(ids)] and len(ids) >= min(10, len(expected))

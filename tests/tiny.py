@@ -79,7 +79,7 @@ def build_speaking_base(layout: TokenLayout, seed: int = 0, ends: float = 1.2):
 
 
 def speaking_engine(tokenizer, layout: TokenLayout, **options):
-    """A TorchEngine with it, in double precision: no two ids are as likely by rounding, so comparisons are exact."""
+    """A TorchEngine with it, in double precision: rounding makes no two ids equally likely."""
     import torch
 
     from orpheus.engines.torch_engine import TorchEngine

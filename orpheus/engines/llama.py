@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any, Self
 
-BLOCK = 32
-"""Attention looks at so many columns, or a multiple: what it sums up is rounded alike then, however many are masked."""
-
 
 def why_not_llama(model: Any) -> str | None:
     """None for a model that `LlamaDecoder` computes exactly; else what is different about it, in plain words."""
@@ -51,7 +48,7 @@ class LlamaDecoder:
         self.head, config = base.lm_head, base.config
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = self.layers[0].self_attn.head_dim
-        like, room = self.embed.weight, -(-room // BLOCK) * BLOCK
+        like = self.embed.weight
         self.columns = torch.arange(room, device=like.device)
         self.padding = torch.zeros(rows, dtype=torch.long, device=like.device)
         cos, sin = base.model.rotary_emb(like, self.columns[None])
@@ -113,7 +110,7 @@ class LlamaDecoder:
 
         positions = column - self.padding
         rotation = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
-        seen = self.columns[: -(-bound // BLOCK) * BLOCK]
+        seen = self.columns[:bound]
         mask = ((seen >= self.padding[:, None]) & (seen <= column[:, None]))[:, None, None]
         groups = self.heads // self.key_heads
         place = column[:, None, None, None].expand(-1, self.key_heads, 1, self.head_dim)
@@ -130,7 +127,7 @@ class LlamaDecoder:
             # The query heads that share a key head stand as so many queries: nothing is repeated in memory.
             q = q.reshape(len(q), self.key_heads, groups, self.head_dim)
             out = torch.nn.functional.scaled_dot_product_attention(
-                q, keys[:, :, : len(seen)], values[:, :, : len(seen)], attn_mask=mask.expand(-1, -1, groups, -1)
+                q, keys[:, :, :bound], values[:, :, :bound], attn_mask=mask.expand(-1, -1, groups, -1)
             )
             return out.reshape(len(q), self.heads, 1, self.head_dim)
 

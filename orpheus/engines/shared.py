@@ -28,7 +28,7 @@ def share(engine: Engine, slots: int) -> Engine:
     """An engine whose `stream` may be called from many threads at the same time.
 
     The PyTorch engine gets a running batch of at most `slots` rows. The others are safe as they are: vLLM, TensorRT-LLM
-    and servers batch their callers themselves, and llama.cpp gives each stream a context of its own.
+    and servers batch their callers themselves; llama.cpp and speculative decoding give each stream a cache of its own.
     """
     return SharedEngine(engine, slots) if isinstance(engine, TorchEngine) else engine
 

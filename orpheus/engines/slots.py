@@ -20,6 +20,7 @@ from orpheus.engines.torch_engine import TorchEngine
 from orpheus.tokens import FRAME_SLOTS
 
 SHRINK = 4
+BLOCK = 32  # columns: attention over whole blocks rounds its sums alike, however many of them are masked
 IDLE_TOP_P = 1e-6  # of rows that only fill a bucket up: one candidate is always enough for them
 
 
@@ -155,8 +156,10 @@ class Slots:
         self.slot = 0  # the place in its frame of the next id of every row
         self.fed = True  # whether the ids drawn last are in the cache
         self.room = self.places = 0
-        # A product of two 16-bit rows or more is rounded alike for any number of them, that of one row otherwise.
-        self.least = 2 if limit > 1 and engine.loaded.dtype.itemsize == 2 else 1
+        # In 16 bit rounding decides much, so neighbours must not change it. A product of two rows or more is rounded
+        # alike for any number of them, that of one row otherwise.
+        steady = limit > 1 and engine.loaded.dtype.itemsize == 2
+        self.least, self.block = (2, BLOCK) if steady else (1, 1)
         self.record = engine.record() if engine.by_frame else None
         self.parts: dict[tuple[int, bool], MixedBatch] = {}
         self.frames: dict[tuple[int, bool], Frames] = {}
@@ -210,9 +213,9 @@ class Slots:
         """Put the ids drawn last into the cache."""
         if self.fed:
             return
-        width, bound = self._width(len(self.rows)), max(row.column for row in self.rows) + 1
+        width, columns = self._width(len(self.rows)), max(row.column for row in self.rows) + 1
         with self.engine.computing(width):
-            self._part(width).advance(bound)
+            self._part(width).advance(-(-columns // self.block) * self.block)
         for row in self.rows:
             row.column += 1
         self.fed = True
