@@ -10,6 +10,7 @@ pitch between the pieces.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from orpheus import joins
 from orpheus.cli import run
 from orpheus.config import PRESETS, ReadingOptions, SamplingOptions
 from orpheus.evaluate import TEST_CORPUS, domain_texts, held_out
-from orpheus.inference import OrpheusInference
+from orpheus.inference import NoSpeech, OrpheusInference
 from orpheus.metrics import median_f0_hz, word_errors, words
 from orpheus.recognise import PocketSphinx
 
@@ -46,15 +47,16 @@ class Options:
 
 
 def pieces_of(tts: OrpheusInference, text: str, voice: str, seed: int, carry: bool) -> tuple[list[np.ndarray], Any]:
-    """The samples of each piece as they are heard, joins included."""
+    """The samples of each piece as they are heard, joins included; and the reading, which a silent piece ends."""
     parts: list[list[np.ndarray]] = [[]]
     reading = tts.read(text, voice, SamplingOptions(seed=seed), ReadingOptions(carry=carry, guard=True))
-    for chunk in reading:
-        while len(parts) <= len(reading.pieces):
-            parts.append([])
-        parts[len(reading.pieces)].append(chunk)
-    sounds = [np.concatenate(part) if part else np.zeros(0, np.float32) for part in parts[: len(reading.pieces)]]
-    return sounds, reading
+    with suppress(NoSpeech):
+        for chunk in reading:
+            while len(parts) <= len(reading.pieces):
+                parts.append([])
+            parts[len(reading.pieces)].append(chunk)
+    sounds = [np.concatenate(part) if part else np.zeros(0, np.float32) for part in parts]
+    return [*sounds, np.zeros(0, np.float32)][: len(reading.pieces)], reading
 
 
 def level_db(samples: np.ndarray) -> float | None:
@@ -66,8 +68,8 @@ def level_db(samples: np.ndarray) -> float | None:
 
 
 def measure(tts: OrpheusInference, judge: PocketSphinx, options: Options, text: str, carry: bool, gain: bool) -> Any:
-    """One row of the table."""
-    errors = count = tokens = carried = pieces = ended = 0
+    """One row of the table. `silent`: readings that ended because a piece gave no audio; their rest is not counted."""
+    errors = count = carried = pieces = ended = silent = cut = 0
     loud, whole, pitch, clicks, seconds, work = [], [], [], [], 0.0, 0.0
     joins.GAIN_DB, usual = (joins.GAIN_DB if gain else 0.0), joins.GAIN_DB
     for voice in options.voices:
@@ -78,8 +80,11 @@ def measure(tts: OrpheusInference, judge: PocketSphinx, options: Options, text: 
                 count += len(words(piece.text))
                 carried += piece.carried
                 ended += piece.finish_reason == "end_of_speech"
-            pieces += len(sounds)
-            tokens, seconds, work = tokens + reading.tokens, seconds + reading.duration_s, work + reading.total_s
+            pieces, silent = pieces + len(sounds), silent + (not reading.finished)
+            cut += sum(bool(piece.guard) for piece in reading.pieces)
+            seconds, work = seconds + reading.duration_s, work + reading.total_s
+            if len(sounds) < 2:
+                continue
             spoken = np.concatenate(sounds)
             at = np.cumsum([len(sound) for sound in sounds])[:-1]
             levels = [(level_db(spoken[max(0, i - EDGE) : i]), level_db(spoken[i : i + EDGE])) for i in at]
@@ -92,7 +97,8 @@ def measure(tts: OrpheusInference, judge: PocketSphinx, options: Options, text: 
             near = np.concatenate([steps[max(0, i - 480) : i + 480] for i in at])
             clicks.append(float(near.max() / steps.max()))
     joins.GAIN_DB = usual
-    return {"carry": carry, "gain": gain, "pieces": pieces, "carried": carried, "ended": round(ended / pieces, 3),
+    return {"carry": carry, "gain": gain, "pieces": pieces, "carried": carried, "silent": silent,
+            "alarms": cut, "ended": round(ended / pieces, 3),
             "wer": round(errors / count, 3), "step_db_at_joins": round(float(np.mean(loud)), 2),
             "step_db_between_pieces": round(float(np.mean(whole)), 2),
             "step_semitones": round(float(np.mean(pitch)), 2), "largest_step_at_joins": round(max(clicks), 3),
@@ -104,8 +110,10 @@ def main(options: Options) -> None:
     tts = OrpheusInference(None, base=PRESETS["tiny"].base)
     text = " ".join(clip.text for clip in held_out(TEST_CORPUS, tts)[: options.sentences])
     judge = PocketSphinx(domain_texts(PRESETS["tiny"].dataset))
-    rows = [measure(tts, judge, options, text, carry, gain)
-            for carry, gain in ((False, True), (False, False), (True, True))]  # fmt: skip
+    rows = []
+    for carry, gain in ((False, True), (True, True), (False, False)):
+        rows.append(measure(tts, judge, options, text, carry, gain))
+        print(rows[-1], file=sys.stderr, flush=True)
     show("long_text", "tiny", {"voices": options.voices, "seeds": options.seeds}, rows, options.save)
 
 

@@ -4,7 +4,7 @@
 
 The pause is made of the silence that the pieces end and begin with: what is too long is left out, what is too short is
 filled up. So pieces need no cross-fade: there is no sound where they meet. From the second piece on a gain brings the
-loudness towards that of what was spoken before. It follows what was heard of the piece so far, slowly, and is never
+loudness to within 1.5 dB of what was spoken before. It follows what was heard of the piece so far, slowly, and is never
 more than 4 dB. Nothing waits for the end of a piece; held back are 10 ms, and silence that may prove to be its end.
 
 How the chunks are cut changes nothing. A text of one piece passes untouched, and so does the first of several but for
@@ -25,6 +25,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = round(0.15 * SAMPLE_RATE_HZ), round(0.35 * SAMPL
 LEAD = 2 * BLOCK  # of the pause before a piece at least its own: soft sounds begin in it
 
 GAIN_DB = 4.0
+NATURAL_DB = 1.5  # sentences of one voice differ by this much anyway: to even that out made steps no smaller (LOG.md)
 GAIN_DB_PER_S = 6.0
 SURE_S = 1.0  # of sound, after which the loudness of a piece is believed wholly
 MEMORY_S = 20.0  # of sound: what was spoken longer ago counts for less
@@ -165,8 +166,9 @@ class Piece:
         """The gain at the end of this block, from what was heard before it."""
         if not self.raw.seconds:
             return self.gain_db
-        wanted = 10 * np.log10(self.before.power / self.raw.power)
-        wanted = float(np.clip(wanted, -GAIN_DB, GAIN_DB)) * min(1.0, self.raw.seconds / SURE_S)
+        missing = 10 * np.log10(self.before.power / self.raw.power)
+        wanted = np.sign(missing) * min(max(0.0, abs(missing) - NATURAL_DB), GAIN_DB)
+        wanted = float(wanted) * min(1.0, self.raw.seconds / SURE_S)
         if self.peak > 0:  # what is louder than full scale would be clipped
             wanted = min(wanted, max(0.0, 20 * np.log10(PEAK / self.peak)))
         step = GAIN_DB_PER_S * seconds

@@ -164,21 +164,26 @@ class Reading:
                     yield chunk
             if ended is None:
                 return  # closed
-            speech, notes, tokens = ended
+            speech, notes, tokens, carried = ended
             for chunk in self._joiner.end():
                 samples += len(chunk)
                 yield chunk
             self.pieces.append(Piece(text, speech.seed, speech.finish_reason, speech.finish_detail, tokens,
-                                     samples / SAMPLE_RATE_HZ, notes, before is not None))  # fmt: skip
+                                     samples / SAMPLE_RATE_HZ, notes, carried))  # fmt: skip
             # What went wrong would go on: a loop begets a loop.
             good = self._carry is not None and not speech.guard and speech.finish_reason == "end_of_speech"
             before = Before(text, speech.codes) if good else None
 
     def _attempts(self, text: str, seed: int, before: Before | None) -> Iterator[np.ndarray | _Ended]:
-        """The chunks of the first attempt that gives any, and how it ended. Nothing at the end: closed."""
+        """The chunks of the first attempt that gives any, and how it ended. Nothing at the end: closed.
+
+        A model may take what it is shown for the end of the whole; so silence after a carry is no attempt: the same
+        seed draws once more, without.
+        """
         notes: tuple[str, ...] = ()
         tokens = 0
-        for left in range(self._retries, -1, -1):
+        left = self._retries
+        while True:
             silent = True
             with closing(self._speak(text, seed, before, lambda: self._closed)) as spoken:
                 for item in spoken:
@@ -187,21 +192,26 @@ class Reading:
                         yield item
                         continue
                     tokens += item.timings.tokens if isinstance(item, Speech) else item.tokens
+                    if before and isinstance(item, NoSpeech):
+                        before = None
+                        notes += ("no audio with carry: spoken without",)
+                        break
                     if silent and left and not is_good(item):
-                        notes += (f"seed {seed} discarded: {what_is_wrong(item)}",)
+                        left, seed = left - 1, retry_seed(seed)
+                        notes += (f"seed {item.seed} discarded: {what_is_wrong(item)}",)
                         break
                     if isinstance(item, NoSpeech):
                         raise item
                     if silent:
                         yield item.samples
-                    yield _Ended(item, (*item.guard, *notes), tokens)
+                    yield _Ended(item, (*item.guard, *notes), tokens, before is not None)
                     return
                 else:
                     return
-            seed = retry_seed(seed)
 
 
 class _Ended(NamedTuple):
     speech: Speech
     notes: tuple[str, ...]
     tokens: int
+    carried: bool

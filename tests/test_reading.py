@@ -123,6 +123,15 @@ def test_carry_shows_the_model_the_piece_before(tts, layout, scripted):
     assert not tight.pieces[1].carried
 
 
+def test_silence_after_a_carry_is_spoken_without(tts, layout, scripted):
+    engine = scripted(ids_of(layout, 4, 1), [layout.end_of_speech], ids_of(layout, 5, 2))
+    reading = tts.read("Hello there. And more.", sampling=SamplingOptions(seed=1), reading=short(carry=True))
+    list(reading)
+    second = reading.pieces[1]
+    assert engine.prompts[2] == tts.renderer.prompt("And more.") and second.seed == 2 and not second.carried
+    assert second.guard == ("no audio with carry: spoken without",) and second.tokens == 1 + 36
+
+
 def test_memory_does_not_grow_with_the_text(tts, layout, scripted, monkeypatch):
     """5,000 words: no chunk and no codes are kept, and 900 s of speech take no more room than 90 do."""
     scripted(ids_of(layout, 10))
