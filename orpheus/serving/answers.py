@@ -22,6 +22,7 @@ from typing import Any
 from orpheus.encoders import Encoder
 from orpheus.errors import UserError
 from orpheus.reading import Reading
+from orpheus.schedule import grouped
 from orpheus.serving.admission import Admission
 from orpheus.serving.counts import Counts
 from orpheus.serving.problems import Problem
@@ -122,7 +123,7 @@ class Answer:
     def _speak(self, pieces: HandOver) -> None:
         """In a thread: the reading's chunks as bytes; at last None, or the error that ended it."""
         try:
-            for chunk in self.reading:
+            for chunk in grouped(self.reading):
                 data = self.encoder.push(chunk)
                 if pieces.closed or (data and not pieces.put(data)):
                     return
