@@ -1,4 +1,4 @@
-"""What is usual in the tiny base's voices, written into tiny_orpheus/orpheus.json for the guard (`orpheus.guard`).
+"""What is usual in the tiny base's voices, and their tags, written into tiny_orpheus/orpheus.json (`orpheus.guard`).
 
     python data/learn_statistics.py
 
@@ -9,6 +9,7 @@ its voices, which were made by the same grammar and synthesiser.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from orpheus.codec import SnacCodec
 from orpheus.config import PRESETS, CorpusOptions, embedded_path
 from orpheus.corpus import read_recording
 from orpheus.guard import Heard, learn
+from orpheus.prompt import find_tags
 from orpheus.provenance import Provenance
 from orpheus.sources import open_source
 
@@ -39,9 +41,10 @@ def main() -> None:
     folder = Path(embedded_path(tiny.base))
     made = Provenance.load(folder)
     assert made is not None
-    usual = learn(heard("embedded:test_corpus", SnacCodec.load(tiny.codec), made.base_voices))
-    replace(made, speech_statistics=usual.as_dict()).save(folder)
-    print(usual)
+    clips = heard("embedded:test_corpus", SnacCodec.load(tiny.codec), made.base_voices)
+    usual, tags = learn(clips), Counter(tag for clip in clips for tag in find_tags(clip.text))
+    replace(made, speech_statistics=usual.as_dict(), tags=dict(sorted(tags.items()))).save(folder)
+    print(usual, tags)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class OrpheusInference:
         self.usual = SpeechStatistics.of(made.speech_statistics if made else None)
         self.has_adapter = opened.adapted
         self.trained_voices = made.voices if made and opened.adapted else ()
-        self.trained_tags = tuple(made.tags) if made and opened.adapted else ()
+        self.trained_tags = tuple(made.tags) if made else ()
         self.base_voices = opened.base_voices
         self.provenance: dict[str, Any] = {
             "model": {

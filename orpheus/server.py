@@ -124,7 +124,7 @@ def model_name(tts: Any) -> str:
 
 
 def known_tags(tts: Any) -> list[str]:
-    """The tags to offer: those the adapter was trained with, else Orpheus' English ones."""
+    """The tags to offer: those that it was trained with, else Orpheus' English ones."""
     return [f"<{tag}>" for tag in tts.trained_tags or TAGS_BY_LANGUAGE["en"]]
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -48,6 +49,12 @@ def spoken(tts) -> np.ndarray:
 def asked(format: str, seed: int | None = 5, **more) -> dict:
     extra = {} if seed is None else {"extra_body": {"seed": seed}}
     return {"model": "tts-1", "voice": "tara", "input": TEXT, "response_format": format} | extra | more
+
+
+def test_the_voices_and_their_tags_are_known(url):
+    known = httpx.get(f"{url}/v1/audio/voices").json()
+    assert known["voices"] == ["dan", "leo", "tara"] and known["default"] is None
+    assert known["tags"] == ["<gasps>", "<giggles>", "<laughs>", "<sighs>"]  # those of its training alone
 
 
 def heard(data: bytes, format: str) -> np.ndarray:
