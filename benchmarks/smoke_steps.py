@@ -22,7 +22,7 @@ from benchmarks.machine import timed
 from benchmarks.smoke_common import Settings, check, memory
 from benchmarks.smoke_compare import agree_unsloth, logits_transformers, merge_export
 from orpheus.config import DEFAULT_PROMPTS, PRESETS, LoraOptions, SamplingOptions, SftOptions, filled
-from orpheus.tokens import FRAME_SLOTS
+from orpheus.tokens import FRAME_SLOTS, Stop
 
 T4_BYTES = 15 * 10**9  # what is left of a T4's 16 GB for a program
 T4_TRAINING_BYTES = 6 * 10**9  # what 4-bit training with Unsloth may take of it
@@ -142,7 +142,6 @@ def speak(settings: Settings, name: str, *, adapter: str) -> dict[str, Any]:
     import soundfile
 
     from orpheus.inference import OrpheusInference, output_paths
-    from orpheus.tokens import Stop
 
     with timed() as loading:
         tts = OrpheusInference(settings.folder(adapter), device=settings.device)
@@ -177,7 +176,36 @@ def speak(settings: Settings, name: str, *, adapter: str) -> dict[str, Any]:
         "audio_s": [round(first[i].duration_s, 2) for i in sorted(first)],
         "first_audio_s": round(min(s.timings.first_audio_s for s in second.values()), 3),
         "tokens_per_s": {str(rows): _generation_speed(settings, tts, rows) for rows in (1, 8)},
+        "shared": _listeners(settings, engine, prompts),
     }
+
+
+def _listeners(settings: Settings, engine: Any, prompts: list[list[int]]) -> dict[str, Any]:
+    """Prompts from threads of their own on one running batch, as in the server; how many get the ids they get alone.
+
+    All of them in 32 bit; in 16 bit on a GPU, rounding may differ (`orpheus.engines.shared`).
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import closing
+
+    from orpheus.engines.shared import share
+
+    sampling = SamplingOptions(max_new_tokens=settings.tokens)
+
+    def ids_of(source: Any, row: int) -> list[int]:
+        return [token for _, token in source.stream([prompts[row]], sampling, [row])]
+
+    rows = range(len(prompts))
+    alone = [ids_of(engine, row) for row in rows]
+    with closing(share(engine, len(prompts))) as shared, ThreadPoolExecutor(len(prompts)) as pool:
+        with timed(synchroniser(settings.device)) as span:
+            together = list(pool.map(lambda row: ids_of(shared, row), rows))
+        stops = [engine.layout.unflatten(ids)[1] for ids in together]
+    for ids, stop in zip(together, stops, strict=True):
+        by_itself = stop.kind is not Stop.END_OF_IDS
+        check(stop.index == len(ids) - by_itself and (by_itself or len(ids) == settings.tokens), f"it ended at {stop}")
+    same = sum(ids == expected for ids, expected in zip(together, alone, strict=True))
+    return {"rows": len(rows), "as_alone": same, "tokens_per_s": round(sum(map(len, together)) / span.wall_s, 1)}
 
 
 def _generation_speed(settings: Settings, tts: Any, rows: int) -> float:
