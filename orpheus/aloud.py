@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from orpheus.audio import WavStream, pcm16
+from orpheus.audio import WavStream, pcm16, refuse_existing
 from orpheus.config import ReadingOptions, SamplingOptions, VoiceOptions
 from orpheus.errors import UserError
 from orpheus.inference import OrpheusInference, load_voice, output_paths
@@ -74,8 +74,7 @@ def read_aloud(
 def to_wav(reading: Reading, path: Path, overwrite: bool = False) -> None:
     """Write what is read as it comes, and a .json beside it at the end. UserError: one of them exists already."""
     described = path.with_suffix(".json")
-    if described.exists() and not overwrite:
-        raise UserError(f"{described} exists already: choose another name, or overwrite it explicitly")
+    refuse_existing(described, overwrite)
     with closing(reading), _Bar(reading) as bar:
         try:
             with WavStream(path, overwrite=overwrite) as wav:

@@ -37,6 +37,7 @@ QUIET_PEAK = 0.05  # -26 dBFS
 DC_OFFSET = 0.01
 EDGE_SILENCE_S = 1.0
 EDGE_SILENCE_DB = -40.0  # against the loudest 20 ms
+LEVEL_BLOCK = SAMPLE_RATE_HZ // 50  # samples: levels of speech are taken over 20 ms
 NARROW_BANDS_HZ = {4000: "telephone quality", 8000: "a 16 kHz recording, resampled"}
 NARROW_BAND_DB = -65.0  # energy above the band against the whole; speech has -30 to -55 there
 
@@ -332,11 +333,16 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
                 partial.unlink()
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """UserError for a file that exists, unless it may be overwritten."""
+    if not overwrite and path.exists():
+        raise UserError(f"{path} exists already: choose another name, or overwrite it explicitly")
+
+
 @contextmanager
 def _errors_naming(path: Path, overwrite: bool = True) -> Iterator[None]:
     try:
-        if not overwrite and path.exists():
-            raise UserError(f"{path} exists already: choose another name, or overwrite it explicitly")
+        refuse_existing(path, overwrite)
         yield
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror or error}") from error

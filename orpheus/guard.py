@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.audio import LEVEL_BLOCK, SAMPLE_RATE_HZ
 from orpheus.codec import SAMPLES_PER_FRAME
 from orpheus.pieces import length, spoken_length
 from orpheus.prompt import find_tags
@@ -28,7 +28,6 @@ from orpheus.tokens import Codes
 
 FRAME_S = SAMPLES_PER_FRAME / SAMPLE_RATE_HZ
 PERIODS = 24  # frames, 2 s: longer phrases that come again are nearly always in the text
-BLOCK = SAMPLE_RATE_HZ // 50  # samples: levels are taken over 20 ms
 SILENCE_DB = -35.0  # against the loudness of the speech
 LEAST_CLIPS = 8  # with fewer, nothing can be said about what is usual
 
@@ -153,10 +152,10 @@ class Silence:
     def push(self, samples: np.ndarray) -> None:
         """Take samples [n], n >= 0."""
         samples = np.concatenate([self._rest, samples])
-        blocks = len(samples) // BLOCK
-        self._rest = samples[blocks * BLOCK :]
-        for power in (samples[: blocks * BLOCK].reshape(-1, BLOCK).astype(np.float64) ** 2).mean(axis=1):
-            self.now_s = self.now_s + BLOCK / SAMPLE_RATE_HZ if power < self.silent_power else 0.0
+        blocks = len(samples) // LEVEL_BLOCK
+        self._rest = samples[blocks * LEVEL_BLOCK :]
+        for power in (samples[: blocks * LEVEL_BLOCK].reshape(-1, LEVEL_BLOCK).astype(np.float64) ** 2).mean(axis=1):
+            self.now_s = self.now_s + LEVEL_BLOCK / SAMPLE_RATE_HZ if power < self.silent_power else 0.0
             self.longest_s = max(self.longest_s, self.now_s)
 
 

@@ -17,12 +17,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.audio import LEVEL_BLOCK, SAMPLE_RATE_HZ
 
-BLOCK = SAMPLE_RATE_HZ // 50  # samples: levels are taken, and silence is found, over 20 ms
 FADE = SAMPLE_RATE_HZ // 100  # samples
 SHORTEST_PAUSE, LONGEST_PAUSE = round(0.15 * SAMPLE_RATE_HZ), round(0.35 * SAMPLE_RATE_HZ)  # samples
-LEAD = 2 * BLOCK  # of the pause before a piece at least its own: soft sounds begin in it
+LEAD = 2 * LEVEL_BLOCK  # of the pause before a piece at least its own: soft sounds begin in it
 
 GAIN_DB = 4.0
 NATURAL_DB = 1.5  # sentences of one voice differ by this much anyway: to even that out made steps no smaller (LOG.md)
@@ -61,9 +60,9 @@ class Joiner:
             yield from _some(samples)
             return
         samples = np.concatenate([self._rest, samples])
-        whole = len(samples) // BLOCK * BLOCK
+        whole = len(samples) // LEVEL_BLOCK * LEVEL_BLOCK
         self._rest = samples[whole:]
-        out = [part for block in samples[:whole].reshape(-1, BLOCK) for part in self._block(block)]
+        out = [part for block in samples[:whole].reshape(-1, LEVEL_BLOCK) for part in self._block(block)]
         yield from _some(*out)
 
     def end(self) -> Iterator[np.ndarray]:

@@ -75,7 +75,7 @@ def main(options: ServeOptions) -> None:
     say(url, tts.voices, app.state.model, bool(keys))
     complete = asyncio.run(serve(app, listener, options.limits.shutdown_seconds))
     app.state.desk.pool.shutdown(wait=False, cancel_futures=True)
-    getattr(tts.engine, "close", lambda: None)()
+    tts.engine.close()
     if not complete:
         sys.exit(1)
 

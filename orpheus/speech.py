@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from orpheus import audio
-from orpheus.errors import UserError
 from orpheus.provenance import write_json
 from orpheus.tokens import Codes
 
@@ -85,8 +84,7 @@ class Speech:
         """
         path = Path(path)
         described = path.with_suffix(".json")
-        if described.exists() and not overwrite:
-            raise UserError(f"{described} exists already: choose another name, or overwrite it explicitly")
+        audio.refuse_existing(described, overwrite)
         audio.write(path, self.samples, overwrite=overwrite)
         write_json(described, self.describe())
         return path

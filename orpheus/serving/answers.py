@@ -130,7 +130,8 @@ class Answer:
             pieces.put(self.encoder.finish())
             pieces.put(None)
         except Exception as error:
-            pieces.put(error)
+            if not pieces.put(error):
+                log.warning("after its client had gone, an answer failed: %s", error, exc_info=True)
         finally:
             self._close()
 
