@@ -45,7 +45,7 @@ VENV_VLLM := .venv-vllm
 .PHONY: test-vllm
 
 test-vllm: $(VENV_VLLM)/.ready  ## the same ids from vLLM: its server, and in process with an adapter (10 minutes on a CPU)
-	HF_HUB_OFFLINE=1 $(VENV_VLLM)/bin/python -m pytest -m vllm -s tests/test_remote_servers.py
+	HF_HUB_OFFLINE=1 $(VENV_VLLM)/bin/python -m pytest -m vllm -s tests/engines/test_remote_servers.py
 
 $(VENV_VLLM)/.ready: requirements-vllm.txt
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON) -m venv $(VENV_VLLM)
@@ -59,10 +59,11 @@ bench: $(VENV)/.ready  ## measure what a CPU can do: preparing, streaming, train
 	$(BIN)/python -m orpheus bench train --size tiny --device cpu
 	$(BIN)/python -m orpheus bench generate --size tiny --device cpu
 
-check: $(VENV)/.ready-dev  ## format, lint, types
+check: $(VENV)/.ready-dev  ## format, lint, types, the rooms' contract
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
 
 format: $(VENV)/.ready-dev  ## put the code in the project's format
 	$(BIN)/ruff format $(CODE)

@@ -29,13 +29,13 @@ from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, Samp
 from orpheus.errors import UserError
 
 if TYPE_CHECKING:
-    from orpheus.inference import OrpheusInference as OrpheusInference
+    from orpheus.speak.inference import OrpheusInference as OrpheusInference
 
 
 def __getattr__(name: str) -> Any:
     """`from inference import OrpheusInference` works, and `--help` stays quick: PyTorch loads when it is needed."""
     if name == "OrpheusInference":
-        from orpheus.inference import OrpheusInference
+        from orpheus.speak.inference import OrpheusInference
 
         return OrpheusInference
     raise AttributeError(f"module 'inference' has no attribute '{name}'")
@@ -94,12 +94,12 @@ def main(options: SpeakOptions) -> None:
     if options.stream or options.pcm or options.long:
         if options.transcribe != "none":
             raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
-        from orpheus.aloud import speak_aloud
+        from orpheus.speak.live import speak_aloud
 
         return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,
                            folder=options.out, overwrite=options.overwrite, pcm=options.pcm)  # fmt: skip
-    from orpheus.inference import load_voice
-    from orpheus.recognise import find_recogniser
+    from orpheus.evaluate.recognise import find_recogniser
+    from orpheus.speak.inference import load_voice
 
     recogniser = find_recogniser(options.transcribe)
     tts = load_voice(options.model)

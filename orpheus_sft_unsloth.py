@@ -17,13 +17,13 @@ from pathlib import Path
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import SftOptions, as_dict, filled, resumable
 from orpheus.errors import UserError
-from orpheus.launch import environment_alone, is_main, rank, wait_for_all, world_size
+from orpheus.processes import environment_alone, is_main, rank, wait_for_all, world_size
 
 
 def main(options: SftOptions) -> None:
     """Data -> codes -> model -> adapter -> samples."""
-    from orpheus.adapter import add_lora, check_lora, save_adapter
-    from orpheus.model import free_memory, has_gpu, load_base
+    from orpheus.model.adapter import add_lora, check_lora, save_adapter
+    from orpheus.model.base import free_memory, has_gpu, load_base
 
     # 1. What to do: every option that was left open takes its preset's figure.
     options = filled(options, has_gpu())
@@ -32,7 +32,7 @@ def main(options: SftOptions) -> None:
         print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
               f"data {options.corpus.dataset}")  # fmt: skip
     if options.train.push_to_hub:
-        from orpheus.upload import check_upload
+        from orpheus.model.upload import check_upload
 
         check_upload(options.train.hub_repo_id)  # now, not after hours of training
 
@@ -41,10 +41,10 @@ def main(options: SftOptions) -> None:
                      max_seq_length=options.train.max_seq_length)  # fmt: skip
 
     # 3. The recordings: checked, encoded to SNAC codes, rendered to token sequences.
-    from orpheus.codec import SnacCodec
-    from orpheus.corpus import encode_part, prepare
-    from orpheus.encoding import Part
-    from orpheus.prompt import Renderer
+    from orpheus.codec.snac import SnacCodec
+    from orpheus.data.corpus import encode_part, prepare
+    from orpheus.data.encoding import Part
+    from orpheus.format.prompt import Renderer
 
     codec = SnacCodec.load(options.model.codec, device=str(base.device))
     renderer = Renderer(base.tokenizer, base.layout, options.train.train_on)
@@ -58,10 +58,10 @@ def main(options: SftOptions) -> None:
         corpus.save_report(options.output_dir / "corpus_report.txt")
 
     # 4. The adapter, trained.
-    from orpheus.checkpoints import remove_checkpoints
-    from orpheus.hub import portable_name
-    from orpheus.provenance import Provenance, versions
-    from orpheus.train import train
+    from orpheus.model.hub import portable_name
+    from orpheus.model.provenance import Provenance, versions
+    from orpheus.training.checkpoints import remove_checkpoints
+    from orpheus.training.trainer import train
 
     model = add_lora(base, options.lora, alpha=options.lora.lora_alpha, seed=options.train.seed,
                      gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
@@ -88,7 +88,7 @@ def main(options: SftOptions) -> None:
     remove_checkpoints(options.output_dir)
     print(f"adapter: {options.output_dir}/adapter_model.safetensors, loss curve: {options.output_dir}/loss.png")
     if options.train.push_to_hub:
-        from orpheus.upload import upload
+        from orpheus.model.upload import upload
 
         print(f"uploaded to {upload(options.output_dir, options.train.hub_repo_id)}")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from benchmarks.machine import RESULTS, ROOT, Span, describe, timed
 from orpheus.config import PRESETS, embedded_path
-from orpheus.provenance import write_json
+from orpheus.model.provenance import write_json
 
 Size = Literal["tiny", "mid", "orpheus-3b"]
 LAYERS = {"mid": 4, "orpheus-3b": 28}  # of the base; both have the published width, ids and codec
@@ -23,7 +23,7 @@ def model_of(size: str, what: Literal["base", "codec"]) -> str:
         return embedded_path(getattr(PRESETS["tiny"], what))
     folder = ROOT / ".cache" / "bench" / size
     if not (folder / what / LAST[what]).is_file():
-        maker = [sys.executable, str(ROOT / "data" / "make_full_size.py"), "--what", what, "--overwrite"]
+        maker = [sys.executable, str(ROOT / "data" / "make" / "make_full_size.py"), "--what", what, "--overwrite"]
         subprocess.run([*maker, "--layers", str(LAYERS[size]), "--out", str(folder)], check=True, stdout=sys.stderr)
     return str(folder / what)
 

@@ -1,6 +1,6 @@
 """What a model of the published size needs on a CPU: memory, time to load, tokens per second.
 
-    python data/make_full_size.py --out work/full
+    python data/make/make_full_size.py --out work/full
     python benchmarks/full_size_cpu.py --base work/full/base --codec work/full/codec
 
 Every mode runs in a process of its own (so its peak memory is its own) and goes through the project's loading and
@@ -23,7 +23,7 @@ from benchmarks.machine import RESULTS, ROOT, Span, describe, own_memory_bytes, 
 from orpheus.cli import run
 from orpheus.config import DEFAULT_PROMPTS, SamplingOptions
 from orpheus.errors import UserError
-from orpheus.provenance import write_json
+from orpheus.model.provenance import write_json
 
 MODES = ("default", "bfloat16", "float32", "4bit", "4bit-bfloat16")
 TIME_LIMIT_S = 3600
@@ -53,10 +53,10 @@ def measure(options: Options) -> dict[str, Any]:
     """The figures of one mode, measured in this process."""
     import torch
 
-    from orpheus.codec import SnacCodec
-    from orpheus.engines.torch_engine import TorchEngine
-    from orpheus.model import load_base, pack_for_inference
-    from orpheus.prompt import Renderer
+    from orpheus.codec.snac import SnacCodec
+    from orpheus.engines.torch.engine import TorchEngine
+    from orpheus.format.prompt import Renderer
+    from orpheus.model.base import load_base, pack_for_inference
 
     (mode,) = options.modes
     dtype = getattr(torch, mode.removeprefix("4bit-"), None)

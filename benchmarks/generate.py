@@ -27,8 +27,8 @@ from benchmarks.machine import RESULTS, describe
 from orpheus.cli import run
 from orpheus.config import DEFAULT_PROMPTS, Decoding, SamplingOptions
 from orpheus.errors import UserError
-from orpheus.provenance import write_json
-from orpheus.tokens import FRAME_SLOTS
+from orpheus.format.tokens import FRAME_SLOTS
+from orpheus.model.provenance import write_json
 
 READ_BYTES = 2**29  # the memory that is read to measure the bandwidth: more than any cache holds
 
@@ -157,9 +157,9 @@ def measure(options: Options) -> dict[str, Any]:
     """All figures, as plain JSON values."""
     import torch
 
-    from orpheus.engines.torch_engine import TorchEngine
-    from orpheus.model import load_base, pack_for_inference, pick_device
-    from orpheus.prompt import Renderer
+    from orpheus.engines.torch.engine import TorchEngine
+    from orpheus.format.prompt import Renderer
+    from orpheus.model.base import load_base, pack_for_inference, pick_device
 
     device = pick_device(options.device)
     base = options.base or model_of(options.size, "base")

@@ -8,7 +8,7 @@ and as a T4 does it; saving, reloading in a fresh process, speaking, the stop ru
 Unsloth and transformers agree. Every step is a process of its own with a time limit: one that fails is recorded, and
 the others go on. The results are one JSON file. Exit code 1 if a step failed.
 
-The weights are random (data/make_full_size.py): figures of speed and memory are real, the speech is noise.
+The weights are random (data/make/make_full_size.py): figures of speed and memory are real, the speech is noise.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, ROOT, describe, without_paths
-from benchmarks.smoke_common import Settings
-from benchmarks.smoke_data import MEAN_S
-from orpheus import bench
+from benchmarks.smoke.common import Settings
+from benchmarks.smoke.data import MEAN_S
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import PRESETS
 from orpheus.errors import UserError
-from orpheus.provenance import write_json
+from orpheus.model.provenance import write_json
+from orpheus.tools import bench
 
 EXIT_STEP_FAILED = 1
 CPU_LIMIT_S = 600  # for a step without a GPU, where the cores may be shared
@@ -194,7 +194,13 @@ def settings_of(options: Options) -> Settings:
 
 def make_models(options: Options, settings: Settings) -> dict[str, Any]:
     """Write the stand-ins that are missing."""
-    maker = [sys.executable, str(ROOT / "data" / "make_full_size.py"), "--layers", str(options.layers), "--overwrite"]
+    maker = [
+        sys.executable,
+        str(ROOT / "data" / "make" / "make_full_size.py"),
+        "--layers",
+        str(options.layers),
+        "--overwrite",
+    ]
     outcome: dict[str, Any] = {"status": "ok", "seconds": 0.0, "figures": {"base": "given", "codec": "given"}}
     for what in ("base", "codec"):
         folder = Path(getattr(settings, what))
@@ -213,7 +219,7 @@ def make_models(options: Options, settings: Settings) -> dict[str, Any]:
 
 def complete(options: Options) -> Options:
     """The options with every 'auto' decided. UserError for a GPU that is not there."""
-    from orpheus.model import pick_device
+    from orpheus.model.base import pick_device
 
     device: Any = pick_device(options.device)
     size = options.size if options.size != "auto" else "full" if device == "cuda" else "tiny"
@@ -248,7 +254,7 @@ def main(options: Options) -> None:
             elif step.name == "models":
                 record(step.name, make_models(options, settings))
             else:
-                command = [sys.executable, "-m", "benchmarks.smoke_steps", step.name, json.dumps(asdict(settings))]
+                command = [sys.executable, "-m", "benchmarks.smoke.steps", step.name, json.dumps(asdict(settings))]
                 limit_s = CPU_LIMIT_S if options.device == "cpu" else step.limit_s
                 record(step.name, run_step(command, options.work / f"{step.name}.log", limit_s))
         for arguments in BENCHMARKS:

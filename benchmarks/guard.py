@@ -20,15 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.common import show
-from data.learn_statistics import heard
+from data.make.learn_statistics import heard
 from orpheus.cli import run
-from orpheus.codec import SAMPLES_PER_FRAME, SnacCodec
+from orpheus.codec.snac import SAMPLES_PER_FRAME, SnacCodec
 from orpheus.config import PRESETS, SamplingOptions
-from orpheus.evaluate import TEST_CORPUS, held_out
-from orpheus.guard import Heard, SpeechStatistics, Watch, learn
-from orpheus.inference import NoSpeech, OrpheusInference
-from orpheus.metrics import word_errors, words
-from orpheus.recognise import find_recogniser
+from orpheus.data.usual import Heard, SpeechStatistics, learn
+from orpheus.evaluate.evaluate import TEST_CORPUS, held_out
+from orpheus.evaluate.metrics import word_errors, words
+from orpheus.evaluate.recognise import find_recogniser
+from orpheus.speak.guard import Watch
+from orpheus.speak.inference import NoSpeech, OrpheusInference
 
 HALVINGS = 10
 

@@ -1,6 +1,6 @@
 """How fast llama.cpp speaks on a CPU with a base of the published size, and what it needs.
 
-    python data/make_full_size.py --out work/full
+    python data/make/make_full_size.py --out work/full
     python -m orpheus export --to gguf --base work/full/base --codec work/full/codec --out work/Q4_K_M.gguf
     python benchmarks/llamacpp_cpu.py --files work/Q4_K_M.gguf --threads 1 2
 
@@ -20,13 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, ROOT, describe, own_memory_bytes, peak_rss_bytes, timed, without_paths
-from orpheus.audio import SAMPLE_RATE_HZ
+from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.cli import run
-from orpheus.codec import SAMPLES_PER_FRAME
+from orpheus.codec.snac import SAMPLES_PER_FRAME
 from orpheus.config import DEFAULT_PROMPTS, SamplingOptions
 from orpheus.errors import UserError
-from orpheus.provenance import write_json
-from orpheus.tokens import FRAME_SLOTS, ORPHEUS
+from orpheus.format.tokens import FRAME_SLOTS, ORPHEUS
+from orpheus.model.provenance import write_json
 
 TIME_LIMIT_S = 1800
 
@@ -49,9 +49,9 @@ class Options:
 
 def measure(path: Path, threads: int, tokens: int) -> dict[str, Any]:
     """The figures of one file, measured in this process. The codec is not among them."""
-    from orpheus.engines.llamacpp_engine import LlamaCppEngine
-    from orpheus.engines.llamacpp_model import LlamaCppModel
-    from orpheus.prompt import Renderer
+    from orpheus.engines.llamacpp.engine import LlamaCppEngine
+    from orpheus.engines.llamacpp.model import LlamaCppModel
+    from orpheus.format.prompt import Renderer
 
     with timed() as load:
         model = LlamaCppModel(path, threads=threads)
@@ -96,7 +96,7 @@ def draw_ms(vocabulary: int, spread: float, rounds: int = 50) -> dict[str, float
     import numpy as np
     import torch
 
-    from orpheus.engines.llamacpp_model import llama_cpp
+    from orpheus.engines.llamacpp.model import llama_cpp
     from orpheus.engines.sampling import SeenIds, sample
 
     api, scores = llama_cpp(), np.random.default_rng(0).normal(scale=spread, size=vocabulary).astype(np.float32)

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.common import show
-from orpheus import joins
+from orpheus.audio import joins
 from orpheus.cli import run
 from orpheus.config import PRESETS, ReadingOptions, SamplingOptions
-from orpheus.evaluate import TEST_CORPUS, domain_texts, held_out
-from orpheus.inference import NoSpeech, OrpheusInference
-from orpheus.metrics import median_f0_hz, word_errors, words
-from orpheus.recognise import PocketSphinx
+from orpheus.evaluate.evaluate import TEST_CORPUS, domain_texts, held_out
+from orpheus.evaluate.metrics import median_f0_hz, word_errors, words
+from orpheus.evaluate.recognise import PocketSphinx
+from orpheus.speak.inference import NoSpeech, OrpheusInference
 
 EDGE = 24000  # samples: loudness is compared over a second before and after a join
 

@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks import smoke_data
 from benchmarks.common import Size, in_turns, model_of, seconds, show
 from benchmarks.machine import Span, timed
+from benchmarks.smoke import data as smoke_data
 from orpheus.cli import run
-from orpheus.codec import SnacCodec
+from orpheus.codec.snac import SnacCodec
 from orpheus.errors import UserError
-from orpheus.model import pick_device
-from orpheus.tokens import ORPHEUS
+from orpheus.format.tokens import ORPHEUS
+from orpheus.model.base import pick_device
 
 RATE_HZ = 44100  # of the files: most recordings have another rate than the codec
 
@@ -88,10 +88,10 @@ def from_files(codec: SnacCodec, clips: list[np.ndarray]) -> Span:
     import soxr
 
     from orpheus.config import PRESETS, CorpusOptions, embedded_path
-    from orpheus.corpus import prepare
-    from orpheus.model import load_tokenizer
-    from orpheus.prompt import Renderer
-    from orpheus.tokens import TokenLayout
+    from orpheus.data.corpus import prepare
+    from orpheus.format.prompt import Renderer
+    from orpheus.format.tokens import TokenLayout
+    from orpheus.model.base import load_tokenizer
 
     tokenizer = load_tokenizer(embedded_path(PRESETS["tiny"].base))
     renderer = Renderer(tokenizer, TokenLayout.from_tokenizer(tokenizer))

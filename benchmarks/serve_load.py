@@ -34,9 +34,9 @@ import numpy as np
 
 from benchmarks.common import show
 from benchmarks.machine import ROOT
+from orpheus.audio.encoders import FORMS, Encoder
 from orpheus.cli import run
 from orpheus.config import ReadingOptions, SamplingOptions, VoiceOptions
-from orpheus.encoders import FORMS, Encoder
 from orpheus.errors import UserError
 
 SENTENCES = ("The cat is here.", "It is a sunny day.", "<laugh> Yes.", "We will go home now.", "The dog is happy.",
@@ -94,7 +94,7 @@ class Tally:
 
 def make_cases(count: int) -> Iterator[Case]:
     """Speak each text alone, by the library, and encode it."""
-    from orpheus.inference import load_voice
+    from orpheus.speak.inference import load_voice
 
     tts = load_voice(VoiceOptions(adapter=None, preset="tiny", device="cpu"))
     formats = list(FORMS)

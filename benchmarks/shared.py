@@ -28,7 +28,7 @@ from benchmarks.common import LAYERS, Size, in_turns, model_of, seconds, show
 from orpheus.cli import run
 from orpheus.config import DEFAULT_PROMPTS, Decoding, SamplingOptions
 from orpheus.errors import UserError
-from orpheus.tokens import FRAME_SLOTS
+from orpheus.format.tokens import FRAME_SLOTS
 
 OWN, SHARED = "own thread each", "shared batch"
 
@@ -116,10 +116,10 @@ def main(options: Options) -> None:
     """Measure and show."""
     import torch
 
-    from orpheus.engines.shared import share
-    from orpheus.engines.torch_engine import TorchEngine
-    from orpheus.model import load_base, pick_device
-    from orpheus.prompt import Renderer
+    from orpheus.engines.torch.engine import TorchEngine
+    from orpheus.engines.torch.shared import share
+    from orpheus.format.prompt import Renderer
+    from orpheus.model.base import load_base, pick_device
 
     device = pick_device(options.device)
     dtype = torch.bfloat16 if options.size in LAYERS else None

@@ -1,6 +1,6 @@
 """Drafts for speculative decoding that are not in the engine, since they lose (LOG.md), and how often a guess is kept.
 
-The rule itself and the 4-bit draft are in `orpheus/engines/speculative.py`.
+The rule itself and the 4-bit draft are in `orpheus/engines/torch/speculative.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from orpheus.engines.speculative import common, speech_in
-from orpheus.tokens import FRAME_SLOTS, TokenLayout
+from orpheus.engines.torch.speculative import common, speech_in
+from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
 
 
 def overlap(p: Any, q: Any) -> Any:

@@ -27,8 +27,8 @@ from benchmarks.common import LAYERS, Size, in_turns, model_of, seconds, show
 from orpheus.cli import run
 from orpheus.config import DEFAULT_PROMPTS, PRESETS, SamplingOptions
 from orpheus.errors import UserError
-from orpheus.model import pick_device
-from orpheus.tokens import FRAME_SLOTS
+from orpheus.format.tokens import FRAME_SLOTS
+from orpheus.model.base import pick_device
 
 PLACES = 8 * FRAME_SLOTS  # whose distributions over all ids are held at once
 PUBLISHED = {"layers": 28, "layer_bytes": 201e6, "head_bytes": 964e6}
@@ -77,7 +77,7 @@ class Draft:
 def drafts(loaded: Any, in_4bit: Any, room: int, corpus: Sequence[list[int]]) -> list[Draft]:
     """All drafts for one model. in_4bit: the same model quantised."""
     from benchmarks.speculation import Grams
-    from orpheus.engines.speculative import Cached
+    from orpheus.engines.torch.speculative import Cached
 
     layers = len(loaded.model.model.layers)
     vocabulary = len(loaded.model.lm_head.weight)
@@ -98,10 +98,10 @@ def drafts(loaded: Any, in_4bit: Any, room: int, corpus: Sequence[list[int]]) ->
 
 def speech_of(corpus: str, tokenizer: Any, layout: Any) -> list[list[int]]:
     """The ids of a corpus's speech, encoded by the embedded codec."""
-    from orpheus.codec import SnacCodec
+    from orpheus.codec.snac import SnacCodec
     from orpheus.config import CorpusOptions
-    from orpheus.corpus import prepare
-    from orpheus.prompt import Renderer
+    from orpheus.data.corpus import prepare
+    from orpheus.format.prompt import Renderer
 
     if not corpus:
         return []
@@ -113,8 +113,8 @@ def speech_of(corpus: str, tokenizer: Any, layout: Any) -> list[list[int]]:
 
 def utterances(loaded: Any, options: Options, sampling: SamplingOptions) -> list[tuple[list[int], int]]:
     """Utterances drawn strictly, prompts included, and how long their prompts are."""
-    from orpheus.engines.torch_engine import TorchEngine
-    from orpheus.prompt import Renderer
+    from orpheus.engines.torch.engine import TorchEngine
+    from orpheus.format.prompt import Renderer
 
     renderer = Renderer(loaded.tokenizer, loaded.layout)
     texts = [DEFAULT_PROMPTS[i % len(DEFAULT_PROMPTS)] for i in range(options.utterances)]
@@ -130,7 +130,7 @@ def kept(model: Any, draft: Any, ids: list[int], prompt: int, sampling: Sampling
     import torch
 
     from benchmarks.speculation import overlap
-    from orpheus.engines.speculative import distribution, marks
+    from orpheus.engines.torch.speculative import distribution, marks
 
     shares, entropies = [], []
     for start in range(prompt, len(ids), PLACES):
@@ -159,7 +159,7 @@ def per_pass(shares: Sequence[Any], block: int) -> float:
 
 def costs(model: Any, ways: Sequence[Draft], options: Options, loaded: Any, prompt: list[int]) -> tuple[Any, Any, Any]:
     """Seconds of a strict step, of a pass over 2, 3, ... ids with their distributions, and of a guess of each draft."""
-    from orpheus.engines.speculative import distribution, marks
+    from orpheus.engines.torch.speculative import distribution, marks
 
     vocabulary, steps = len(loaded.model.lm_head.weight), 3 * FRAME_SLOTS
     most = steps * (max(options.blocks) + 1)
@@ -188,7 +188,7 @@ def measured(model: Any, ways: Sequence[Draft], blocks: Sequence[int], options: 
     shares: keep a guess with this probability for each draft, not by the rule: for the costs of a model that is not
     trained, with the guesses of one that is.
     """
-    from orpheus.engines.speculative import judge, pick, speculate
+    from orpheus.engines.torch.speculative import judge, pick, speculate
 
     sampling = SamplingOptions(max_new_tokens=options.tokens)
     vocabulary = len(loaded.model.lm_head.weight)
@@ -218,7 +218,7 @@ def measured(model: Any, ways: Sequence[Draft], blocks: Sequence[int], options: 
 
 def strictly(loaded: Any, prompt: list[int], steps: int) -> None:
     """What the engine does for a row, strict, for so many steps; also past an illegal id, which random weights draw."""
-    from orpheus.engines.torch_engine import TorchEngine
+    from orpheus.engines.torch.engine import TorchEngine
 
     engine, room = TorchEngine(loaded), len(prompt) + steps
     with engine.computing(1):
@@ -233,9 +233,9 @@ def main(options: Options) -> None:
     """Measure and show."""
     import torch
 
-    from orpheus.engines.speculative import Cached
-    from orpheus.model import load_base, pack_for_inference
-    from orpheus.prompt import Renderer
+    from orpheus.engines.torch.speculative import Cached
+    from orpheus.format.prompt import Renderer
+    from orpheus.model.base import load_base, pack_for_inference
 
     device = pick_device(options.device)
 

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.common import Size, in_turns, model_of, seconds, show
-from benchmarks.smoke_data import random_codes
+from benchmarks.smoke.data import random_codes
 from orpheus.cli import run
-from orpheus.codec import SAMPLES_PER_FRAME, SnacCodec
+from orpheus.codec.snac import SAMPLES_PER_FRAME, SnacCodec
 from orpheus.errors import UserError
-from orpheus.model import pick_device
+from orpheus.model.base import pick_device
 
 WINDOW = 4  # frames that the others decode for each frame of output
 FRAME_MS = 1000 * SAMPLES_PER_FRAME / 24000

@@ -5,7 +5,7 @@
 
 Every contender runs in a process of its own (so its peak memory is its own) through the toolkit's own training, with
 transformers + peft: `notebook` with batch 1 x 4 and a loss over all logits, `padded` and `packed` with the whole batch
-in one pass and `orpheus.losses`. Two steps first, in which kernels are chosen, are not counted.
+in one pass and `orpheus.training.losses`. Two steps first, in which kernels are chosen, are not counted.
 
 MFU (model FLOP utilisation) is the arithmetic that the mathematics asks for, per second, over the device's peak. A
 frozen weight counts 4 for each token (2 forward, 2 for the gradient of its input), an adapter's weight 6, the output
@@ -24,13 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import smoke_data
 from benchmarks.common import Size, model_of, show
 from benchmarks.machine import ROOT, gpu, peak_rss_bytes, without_paths
+from benchmarks.smoke import data as smoke_data
 from orpheus.cli import run
 from orpheus.config import LoraOptions, TrainOptions
 from orpheus.errors import UserError
-from orpheus.model import pick_device
+from orpheus.model.base import pick_device
 
 CONTENDERS = ("notebook", "padded", "packed")
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
@@ -101,10 +101,10 @@ def measure(options: Options, work: Path) -> dict[str, Any]:
     """The figures of one contender, measured in this process."""
     import torch
 
-    from orpheus import train as training
-    from orpheus.adapter import add_lora
-    from orpheus.model import load_base
-    from orpheus.prompt import IGNORE, Renderer
+    from orpheus.format.prompt import IGNORE, Renderer
+    from orpheus.model.adapter import add_lora
+    from orpheus.model.base import load_base
+    from orpheus.training import trainer as training
 
     (contender,) = options.contenders
     base = load_base(options.base or model_of(options.size, "base"), load_in_4bit=options.load_in_4bit,

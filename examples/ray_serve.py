@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from orpheus.audio import pcm16, wav_header
+from orpheus.audio.recordings import pcm16, wav_header
 from orpheus.config import VoiceOptions
 from orpheus.errors import UserError
-from orpheus.inference import load_voice
+from orpheus.speak.inference import load_voice
 
 
 @serve.deployment

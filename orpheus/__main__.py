@@ -12,14 +12,14 @@ from orpheus.cli import one_line_errors, run
 from orpheus.errors import UserError
 
 VERBS = {
-    "prepare": ("orpheus.prepare", "check and encode a data set, and report what is wrong with the recordings"),
+    "prepare": ("orpheus.data.prepare", "check and encode a data set, and report what is wrong with the recordings"),
     "train": ("orpheus_sft_unsloth", "fine-tune a voice: the same as python orpheus_sft_unsloth.py"),
     "speak": ("inference", "speak texts with a voice: the same as python inference.py"),
-    "evaluate": ("orpheus.evaluate", "measure a voice: words, pitch, tags, stopping, speed"),
-    "serve": ("orpheus.serve", "serve a voice: OpenAI's speech API and a web page"),
-    "export": ("orpheus.export", "write a voice as one model: safetensors, or a .gguf file for llama.cpp"),
-    "bench": ("orpheus.bench", "measure this machine: bench prepare, train, generate or stream"),
-    "doctor": ("orpheus.doctor", "what this machine has, what is missing, and how to get it"),
+    "evaluate": ("orpheus.evaluate.evaluate", "measure a voice: words, pitch, tags, stopping, speed"),
+    "serve": ("orpheus.serve.command", "serve a voice: OpenAI's speech API and a web page"),
+    "export": ("orpheus.export.command", "write a voice as one model: safetensors, or a .gguf file for llama.cpp"),
+    "bench": ("orpheus.tools.bench", "measure this machine: bench prepare, train, generate or stream"),
+    "doctor": ("orpheus.tools.doctor", "what this machine has, what is missing, and how to get it"),
 }
 """Each verb's module, imported only when it is chosen, and what it does. A module has `main(options: SomeOptions)`;
 that of `bench` finds the module of the benchmark that is named."""
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def measure(arguments: Sequence[str]) -> None:
     """Run one benchmark with its arguments; without any, list them."""
-    from orpheus import bench
+    from orpheus.tools import bench
 
     if not arguments or arguments[0] in ("-h", "--help"):
         return print(bench.usage())

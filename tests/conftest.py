@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def tokenizer():
     """A tokenizer in the published order that adds BOS itself, like Llama 3's."""
-    from tests.tiny import build_tokenizer
+    from tests.support.tiny import build_tokenizer
 
     return build_tokenizer()
 
@@ -25,7 +25,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def layout(tokenizer):
     """The token layout of the tiny tokenizer."""
-    from orpheus.tokens import TokenLayout
+    from orpheus.format.tokens import TokenLayout
 
     return TokenLayout.from_tokenizer(tokenizer)
 
@@ -33,7 +33,7 @@ def layout(tokenizer):
 @pytest.fixture(scope="session")
 def renderer(tokenizer, layout):
     """What makes prompts and examples for the tiny tokenizer."""
-    from orpheus.prompt import Renderer
+    from orpheus.format.prompt import Renderer
 
     return Renderer(tokenizer, layout)
 
@@ -41,8 +41,8 @@ def renderer(tokenizer, layout):
 @pytest.fixture(scope="session")
 def codec():
     """A tiny codec."""
-    from orpheus.codec import SnacCodec
-    from tests.codec_fixtures import tiny_snac
+    from orpheus.codec.snac import SnacCodec
+    from tests.support.codec_fixtures import tiny_snac
 
     return SnacCodec.from_model(tiny_snac())
 
@@ -51,7 +51,7 @@ def codec():
 def run(tmp_path, renderer, codec):
     """`corpus.prepare` with everything named that a test does not care about."""
     from orpheus.config import CorpusOptions
-    from orpheus.corpus import Corpus, prepare
+    from orpheus.data.corpus import Corpus, prepare
 
     def call(dataset: Any = None, *, codec: Any = codec, max_seq_length: int = 4096, seed: int = 0, progress=False,
              **options: Any) -> Corpus:  # fmt: skip
@@ -67,7 +67,7 @@ def run(tmp_path, renderer, codec):
 @pytest.fixture(scope="session")
 def base_dir(tmp_path_factory) -> Path:
     """A tiny random base model on disk."""
-    from tests.tiny import save_base
+    from tests.support.tiny import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
 
@@ -75,7 +75,7 @@ def base_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def codec_dir(tmp_path_factory) -> Path:
     """A tiny codec on disk."""
-    from tests.voices import save_codec
+    from tests.support.voices import save_codec
 
     return save_codec(tmp_path_factory.mktemp("codec"))
 
@@ -83,7 +83,7 @@ def codec_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def adapter_dir(tmp_path_factory, base_dir, codec_dir) -> Path:
     """A random adapter that was 'trained' on plain text."""
-    from tests.voices import save_random_adapter
+    from tests.support.voices import save_random_adapter
 
     return save_random_adapter(tmp_path_factory.mktemp("adapter"), base_dir, codec_dir)
 
@@ -91,6 +91,6 @@ def adapter_dir(tmp_path_factory, base_dir, codec_dir) -> Path:
 @pytest.fixture(scope="session")
 def tts(adapter_dir):
     """OrpheusInference on the tiny random model."""
-    from orpheus.inference import OrpheusInference
+    from orpheus.speak.inference import OrpheusInference
 
     return OrpheusInference(adapter_dir)

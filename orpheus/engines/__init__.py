@@ -1,1 +1,4 @@
-"""Ways to turn prompt ids into token ids. Every engine yields ids, never strings; nothing loads at import."""
+"""What computes the next token. In: prompts as ids. Out: ids as they are drawn. One folder an engine.
+
+Read base (what an engine is), sampling, batch, background, then torch/engine; choose opens the right one.
+"""

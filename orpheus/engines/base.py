@@ -7,7 +7,7 @@ from typing import Protocol
 
 from orpheus.config import SamplingOptions
 from orpheus.errors import UserError
-from orpheus.tokens import TokenLayout
+from orpheus.format.tokens import TokenLayout
 
 
 class Engine(Protocol):

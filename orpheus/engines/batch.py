@@ -11,7 +11,7 @@ from typing import Any
 
 from orpheus.config import SamplingOptions
 from orpheus.engines.sampling import CANDIDATES, SeenIds, draw_index, sample, scale, uniforms
-from orpheus.tokens import FRAME_SLOTS, TokenLayout
+from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
 
 
 class Batch:
@@ -115,3 +115,10 @@ class Batch:
         """Go back to a snapshot."""
         for name, tensor in before.items():
             self.state[name].copy_(tensor)
+
+
+def take(logits: Any, rows: Sequence[range]) -> Any:
+    """The scores of the ids in `rows` out of those of the whole vocabulary. [B, V] -> [B, n]"""
+    import torch
+
+    return torch.cat([logits[:, r.start : r.stop] for r in rows], dim=1)

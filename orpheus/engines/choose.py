@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from orpheus.adapter import adapter_folder, attach_adapter, merge
 from orpheus.config import BASE_VOICES, DraftName, EngineName
 from orpheus.engines.base import Engine
-from orpheus.engines.torch_engine import TorchEngine
+from orpheus.engines.torch.engine import TorchEngine
 from orpheus.errors import UserError
-from orpheus.hub import local_folder, portable_name
-from orpheus.model import four_bit_copy, load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
-from orpheus.provenance import Provenance
-from orpheus.tokens import TokenLayout
+from orpheus.format.tokens import TokenLayout
+from orpheus.model.adapter import adapter_folder, attach_adapter, merge
+from orpheus.model.base import four_bit_copy, load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
+from orpheus.model.hub import local_folder, portable_name
+from orpheus.model.provenance import Provenance
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Opened:
     """A model that is ready to speak, and what its user must know of it."""
 
     engine: Engine
-    tokenizer: Any  # what `orpheus.prompt.Renderer` needs
+    tokenizer: Any  # what `orpheus.format.prompt.Renderer` needs
     codec: str  # hub id or folder
     device: str  # where the codec runs
     made: Provenance | None  # of the adapter, or of the exported model that has it inside
@@ -156,7 +156,7 @@ def open_torch(wish: Wish) -> Opened:
 
 def with_draft(engine: TorchEngine, draft: str) -> Engine:
     """The engine, with a copy that guesses ahead if wished. UserError where that can't be, or would only be slower."""
-    from orpheus.engines.speculative import SpeculativeEngine
+    from orpheus.engines.torch.speculative import SpeculativeEngine
 
     if draft == "none":
         return engine
@@ -174,8 +174,8 @@ def with_draft(engine: TorchEngine, draft: str) -> Engine:
 
 def open_llamacpp(wish: Wish) -> Opened:
     """An exported .gguf file, with llama.cpp. Codec and voices are in the file."""
-    from orpheus.engines.llamacpp_engine import LlamaCppEngine
-    from orpheus.engines.llamacpp_model import LlamaCppModel
+    from orpheus.engines.llamacpp.engine import LlamaCppEngine
+    from orpheus.engines.llamacpp.model import LlamaCppModel
 
     if not is_gguf(wish.base):
         raise UserError(
@@ -212,7 +212,7 @@ def open_llamacpp(wish: Wish) -> Opened:
 
 def open_remote(wish: Wish) -> Opened:
     """A model on a server. Base and adapter tell tokenizer, codec and voices; their weights are not loaded here."""
-    from orpheus.engines.remote_engine import RemoteEngine
+    from orpheus.engines.remote.engine import RemoteEngine
 
     if not wish.server:
         raise UserError("the engine remote needs the address of the server: --server http://127.0.0.1:8000")
@@ -224,7 +224,7 @@ def open_remote(wish: Wish) -> Opened:
 
 def open_vllm(wish: Wish) -> Opened:
     """Base and adapter, with vLLM in this process."""
-    from orpheus.engines.vllm_engine import VllmEngine
+    from orpheus.engines.vllm.engine import VllmEngine
 
     it = named(wish, "vllm")
     tokenizer = load_tokenizer(it.base)

@@ -1,0 +1,382 @@
+"""Any data set -> checked clips -> SNAC codes -> token sequences, and a report of what was left out and why.
+
+    records -> check (text, voice, recording, length) -> codes (cached on disk) -> training examples -> two splits
+
+A clip is used whole or not at all. One that does not fit into `max_seq_length` is reported, never cut: cutting
+takes end_of_speech away, and the model learns never to stop. No clip's codes are changed: dropping frames that
+repeat would drop duration. At most two windows of audio are held at a time (`encoding`), so a data set may be of any
+size, and many processes may each encode a part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orpheus.audio import recordings
+from orpheus.config import CorpusOptions
+from orpheus.data.encoding import Encoder, Part, frames_of, read_ahead
+from orpheus.data.sources import Progress, Record, Source, open_source
+from orpheus.data.usual import Heard, SpeechStatistics, learn, longest_silence_s
+from orpheus.errors import UserError
+from orpheus.format.prompt import Example, Renderer, check_text, check_voice, tag_census, tag_warnings
+from orpheus.format.tokens import FRAME_SLOTS, Codes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from orpheus.codec.snac import SnacCodec
+
+LOUDNESS_RANGE_DB = 12.0  # a clip this far from the median loudness is worth a look
+LISTED = 5  # how many names a line of the summary lists
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A clip that was left out: `reason` is one of a few words (too short, no text, ...), `detail` what was found."""
+
+    name: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An accepted clip. `tokens` is its whole sequence, `loudness_db` its RMS level (0 = full scale)."""
+
+    name: str
+    text: str
+    voice: str | None
+    seconds: float
+    tokens: int
+    loudness_db: float
+    key: str  # SHA-256 of its samples, float32 at 24 kHz
+    findings: tuple[str, ...] = ()  # what is not quite right with the recording, as 'clipped: ...'
+    silence_s: float = 0.0  # the longest silence in it
+
+
+class Unfit(Exception):
+    """A clip can't be used: why in a word or two, and what was found."""
+
+    def __init__(self, reason: str, detail: object) -> None:
+        super().__init__(str(detail))
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token sequences to train on, and what is known about the clips they came from.
+
+    `train` and `validation` have the columns `input_ids` [L], `labels` [L] (int32) and `length` (= L).
+    `clips` are the accepted ones; all lists keep the data set's order.
+    """
+
+    name: str
+    train: Dataset
+    validation: Dataset
+    clips: list[Clip]
+    rejections: list[Rejection]
+    warnings: list[str]
+    statistics: SpeechStatistics = field(default_factory=SpeechStatistics)  # what the guard goes by
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """The speakers' names, sorted; empty for a data set without them."""
+        return tuple(sorted({clip.voice for clip in self.clips if clip.voice}))
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """How often each tag occurs, most frequent first."""
+        return dict(tag_census(clip.text for clip in self.clips).most_common())
+
+    @property
+    def seconds(self) -> float:
+        """Length of all accepted audio."""
+        return math.fsum(clip.seconds for clip in self.clips)
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 over the samples, texts and voices of the accepted clips, whatever their order."""
+        lines = sorted(json.dumps([clip.key, clip.text, clip.voice]) for clip in self.clips)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def summary(self) -> str:
+        """A table in plain text: counts, lengths, voices, tags, repeated texts, what was rejected and why."""
+        total = len(self.clips) + len(self.rejections)
+        repeated = Counter(f"'{clip.text}'" for clip in self.clips)
+        reasons = Counter(rejection.reason for rejection in self.rejections)
+        rows = {
+            "clips": f"{len(self.clips)} of {total} from {self.name}, {self.seconds / 60:.1f} min of speech",
+            "split": f"{len(self.train)} to train, {len(self.validation)} to validate",
+            "seconds": _spread([clip.seconds for clip in self.clips], ".1f"),
+            "tokens": _spread([clip.tokens for clip in self.clips], ".0f"),
+            "voices": ", ".join(self.voices) or "one, without a name",
+            "tags": _counts(self.tags) or "none",
+            "repeated": _counts({text: n for text, n in repeated.most_common(3) if n > 1}) or "no text twice",
+            "rejected": f"{len(self.rejections)}: {_counts(dict(reasons.most_common()))}" if reasons else "none",
+        }
+        table = [f"{name:>9}  {value}" for name, value in rows.items()]
+        return "\n".join(table + [f"{'warning':>9}  {warning}" for warning in self.warnings])
+
+    def save_report(self, path: str | Path) -> Path:
+        """Write the summary and every rejected or doubtful clip as plain text. UserError if it can't be written."""
+        path = Path(path)
+        rejected = [f"{r.name}: {r.reason}: {r.detail}" for r in self.rejections]
+        look = [f"{clip.name}: {finding}" for clip in self.clips for finding in clip.findings]
+        lines = [self.summary(), "", "rejected clips:", *(rejected or ["none"]),
+                 "", "accepted clips worth a look:", *(look or ["none"])]  # fmt: skip
+        with recordings.atomic_path(path, overwrite=True) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+
+def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max_seq_length: int, seed: int,
+            dataset: Any = None, progress: bool = True) -> Corpus:  # fmt: skip
+    """Read, check, encode and render the data set that `options` name, or the `datasets.Dataset` given.
+
+    `max_seq_length` is in tokens. The result depends on the data, the options and the seed, not on what was cached;
+    after an interruption the next call goes on where this one stopped. `progress` is shown on stderr.
+
+    UserError: an option is out of range, the data set can't be opened, no clip is fit, a larger share of them than
+    `options.max_rejected` is unfit (the message names the report), or the cache can't be written.
+    """
+    source = _open(options, dataset)
+    clips, rejections, codes = _read(source, Part(), options, codec, renderer, max_seq_length, progress)
+    corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
+    held_out = _held_out([clip.text for clip in clips], options.validation_share, seed)
+    parts: tuple[list[Clip], list[Clip]] = ([], [])
+    for index, clip in enumerate(clips):
+        parts[index in held_out].append(clip)
+    train, validation = (
+        _table(renderer.example(clip.text, codes[clip.key], clip.voice) for clip in part) for part in parts
+    )
+    heard = (Heard(clip.text, clip.seconds, clip.loudness_db, clip.silence_s, codes[clip.key]) for clip in clips)
+    return replace(corpus, train=train, validation=validation, statistics=learn(heard))
+
+
+def encode_part(part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max_seq_length: int,
+                dataset: Any = None, progress: bool = True) -> tuple[list[Clip], list[Rejection]]:  # fmt: skip
+    """Read, check and encode a part of what `prepare` would, into the same cache; -> its clips and rejections.
+
+    When every part is done, `prepare` reads and checks the whole and finds all codes. How many clips may be unfit is
+    for it to judge. UserError as there.
+    """
+    clips, rejections, _ = _read(_open(options, dataset), part, options, codec, renderer, max_seq_length, progress)
+    return clips, rejections
+
+
+def _open(options: CorpusOptions, dataset: Any) -> Source:
+    _check_options(options)
+    return open_source(options, dataset)
+
+
+def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer,
+          max_seq_length: int, progress: bool) -> tuple[list[Clip], list[Rejection], dict[str, Codes]]:  # fmt: skip
+    """The part's clips and rejections in order, and the codes by key."""
+    clips: list[Clip] = []
+    rejections: list[Rejection] = []
+    whole = part.count == 1
+    with (
+        contextlib.closing(Progress(part.size(source.count), progress)) as shown,
+        Encoder(codec, Path(options.cache_dir), shown) as encoder,
+        contextlib.closing(read_ahead(part.of(source.records()), lambda r: read_recording(r, options.min_seconds))) as
+        recordings,
+    ):  # fmt: skip
+        for record, recording in recordings:
+            try:
+                clip, samples = check_record(record, codec, renderer, options.min_seconds, max_seq_length, recording)
+            except Unfit as unfit:
+                rejections.append(Rejection(record.name, unfit.reason, str(unfit)))
+                shown.add(0.0)
+                continue
+            clips.append(clip)
+            # With too many unfit ones the run fails, and only the report is left.
+            if not whole or len(rejections) / source.count <= options.max_rejected:
+                encoder.add(clip.key, samples)
+        if whole:
+            corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
+            _refuse_too_many(corpus, options)
+        encoder.flush()
+    return clips, rejections, encoder.codes
+
+
+def _check_options(options: CorpusOptions) -> None:
+    checks = (
+        ("max_rejected", 0 <= options.max_rejected <= 1, "0..1"),
+        ("validation_share", 0 <= options.validation_share < 1, "0 or more, below 1"),
+        ("min_seconds", options.min_seconds >= 0, "0 or more"),
+        ("limit", options.limit >= 0, "0 or more"),
+    )
+    for name, good, expected in checks:
+        if not good:
+            raise UserError(f"{name} is {getattr(options, name)}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A clip's samples, float32 [N] at 24 kHz, and what was found out about them."""
+
+    samples: np.ndarray
+    findings: tuple[str, ...]
+    loudness_db: float
+    key: str
+    silence_s: float
+
+
+def read_recording(record: Record, min_seconds: float) -> Recording:
+    """Read a recording and check it; raises Unfit. Safe in any thread."""
+    try:
+        samples = record.samples()
+        findings = recordings.check(samples, min_s=min_seconds, name=record.name)
+    except recordings.AudioProblem as problem:
+        raise Unfit("unreadable" if problem.reason == "missing" else problem.reason, problem) from problem
+    except UserError as error:
+        raise Unfit("unreadable", error) from error
+    loudness_db = 10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))))
+    key = hashlib.sha256(samples.astype("<f4").tobytes()).hexdigest()
+    return Recording(samples, tuple(map(str, findings)), loudness_db, key, longest_silence_s(samples, loudness_db))
+
+
+def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float, max_seq_length: float,
+                 recording: Callable[[], Recording] | None = None) -> tuple[Clip, np.ndarray]:  # fmt: skip
+    """The clip and its samples, float32 [N] at 24 kHz; raises Unfit.
+
+    `recording` gives what `read_recording` found where that ran before; else it is read here.
+    """
+    text, voice = _text(record.text), _voice(record.voice)
+    try:
+        overhead = len(renderer.example(text, Codes.concatenate([]), voice).input_ids)
+    except UserError as error:  # a control token written out in the text
+        raise Unfit("bad text", error) from error
+    read = recording() if recording else read_recording(record, min_seconds)
+    seconds = len(read.samples) / recordings.SAMPLE_RATE_HZ
+    tokens = overhead + FRAME_SLOTS * frames_of(read.samples, codec)
+    if tokens > max_seq_length:
+        room_s = (max_seq_length - overhead) // FRAME_SLOTS * codec.samples_per_frame / recordings.SAMPLE_RATE_HZ
+        room = f"{max_seq_length} hold {max(room_s, 0):.1f} s with this text"
+        raise Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
+    clip = Clip(record.name, text, voice, seconds, tokens, read.loudness_db, read.key, read.findings, read.silence_s)
+    return clip, read.samples
+
+
+def _missing(cell: Any) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())  # NaN is pandas' empty cell
+
+
+def _text(cell: Any) -> str:
+    if _missing(cell):
+        raise Unfit("no text", "the transcript is missing")
+    try:
+        return check_text(cell)
+    except UserError as error:
+        reason = "bad text"
+        with contextlib.suppress(UserError):
+            check_text(re.sub("[<>]", " ", cell) if isinstance(cell, str) else None)
+            reason = "bad tag"  # nothing else is wrong with it
+        raise Unfit(reason, error) from error
+
+
+def _voice(cell: Any) -> str | None:
+    if _missing(cell):
+        return None
+    try:
+        return check_voice(str(cell).strip(), ())
+    except UserError as error:
+        raise Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
+
+
+def _refuse_too_many(corpus: Corpus, options: CorpusOptions) -> None:
+    rejected, total = len(corpus.rejections), len(corpus.clips) + len(corpus.rejections)
+    if total == 0:
+        raise UserError(f"{corpus.name} holds no clips")
+    share = rejected / total
+    if corpus.clips and share <= options.max_rejected:
+        return
+    report = corpus.save_report(Path(options.cache_dir) / "rejected.txt")
+    reasons = _counts(dict(Counter(rejection.reason for rejection in corpus.rejections).most_common(3)))
+    if not corpus.clips:
+        raise UserError(f"none of the {total} clips of {corpus.name} can be used ({reasons}): {report} lists them")
+    raise UserError(
+        f"{rejected} of the {total} clips of {corpus.name} can't be used ({reasons}): {share:.1%}, and "
+        f"{options.max_rejected:.1%} are allowed. {report} lists them: mend them, or train without them "
+        f"by --max-rejected {math.ceil(100 * rejected / total) / 100:g}"
+    )
+
+
+def _held_out(texts: Sequence[str], share: float, seed: int) -> set[int]:
+    """The clips to validate on. Clips with the same text stay together: the model must not have seen it.
+
+    Texts are drawn by a hash of seed and text, so the choice does not depend on the order of the clips.
+    """
+    wanted = min(max(round(share * len(texts)), int(share > 0 and len(texts) >= 10)), len(texts) - 1)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, text in enumerate(texts):
+        groups[text.casefold()].append(index)
+    drawn = sorted(groups, key=lambda text: hashlib.sha256(f"{seed} {text}".encode()).digest())
+    chosen: set[int] = set()
+    for text in drawn:
+        if len(chosen) + len(groups[text]) <= wanted:
+            chosen.update(groups[text])
+    if wanted > 0 and not chosen and len(groups) > 1:  # every text is used too often to fit
+        chosen.update(groups[min(drawn, key=lambda text: len(groups[text]))])
+    return chosen
+
+
+def _table(examples: Iterable[Example]) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    ids, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for example in examples:
+        ids.append(np.asarray(example.input_ids, np.int32))
+        labels.append(np.asarray(example.labels, np.int32))
+    lengths = [len(row) for row in ids[1:]]
+    offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    columns = {"input_ids": pa.ListArray.from_arrays(offsets, np.concatenate(ids)),
+               "labels": pa.ListArray.from_arrays(offsets, np.concatenate(labels)),
+               "length": pa.array(lengths, pa.int32())}  # fmt: skip
+    return Dataset(pa.table(columns))
+
+
+def _warnings(clips: Sequence[Clip]) -> list[str]:
+    """What is odd about the accepted clips, a line each kind."""
+    lines = tag_warnings(clip.text for clip in clips)
+    kinds: dict[str, list[str]] = defaultdict(list)
+    recordings: dict[str, list[Clip]] = defaultdict(list)
+    median_db = statistics.median([clip.loudness_db for clip in clips] or [0.0])
+    for clip in clips:
+        for finding in clip.findings:
+            kinds[finding.split(":")[0]].append(clip.name)
+        if abs(clip.loudness_db - median_db) > LOUDNESS_RANGE_DB:
+            kinds[f"more than {LOUDNESS_RANGE_DB:g} dB from the median loudness"].append(clip.name)
+        recordings[clip.key].append(clip)
+    for same in recordings.values():
+        if len({clip.text for clip in same}) > 1:
+            kinds["the same recording with another text"] += [clip.name for clip in same]
+    unnamed = [clip.name for clip in clips if not clip.voice]
+    if 0 < len(unnamed) < len(clips):
+        kinds["without a voice, while others have one"] = unnamed
+    for kind, names in kinds.items():
+        more = ", ..." if len(names) > LISTED else ""
+        lines.append(f"{kind}: {len(names)} of {len(clips)} clips ({', '.join(names[:LISTED])}{more})")
+    return lines
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return (f"{min(values):{form}} shortest, {statistics.median(values):{form}} median, "
+            f"{max(values):{form}} longest") if values else "none"  # fmt: skip
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -1,0 +1,65 @@
+"""Check and encode a data set before you train on it, without loading the model.
+
+    python -m orpheus prepare --dataset my_recordings
+    python -m orpheus prepare --preset tiny
+    accelerate launch --num_processes 8 -m orpheus prepare --dataset my_recordings    # each GPU encodes a part
+
+It prints what training would print of the recordings, writes which were left out and which are worth a look into a
+report, and leaves the codes in the cache, where training finds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from orpheus.codec.snac import SnacCodec
+from orpheus.config import CorpusOptions, PresetName, TrainOptions, resolve_preset
+from orpheus.data.corpus import encode_part, prepare
+from orpheus.data.encoding import Part
+from orpheus.format.prompt import Renderer
+from orpheus.format.tokens import TokenLayout
+from orpheus.model.base import has_gpu, load_tokenizer, pick_device
+from orpheus.processes import rank, world_size
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Check and encode a data set, and report what is wrong with the recordings."""
+
+    preset: PresetName = "auto"
+    """orpheus-3b (hub ids, GPU), tiny (embedded, CPU), or auto: by whether a CUDA GPU is present."""
+    base: str | None = None
+    """Base model whose tokenizer counts the tokens: hub id or folder. Default: the preset's."""
+    codec: str | None = None
+    """SNAC codec: hub id or folder. Default: the preset's."""
+    device: str = "auto"
+    """Where the codec runs: auto, cpu, cuda or cuda:N."""
+    max_seq_length: int = TrainOptions.max_seq_length
+    """Tokens per example; 2048 hold about 24 s. Longer clips are reported and left out, never cut."""
+    report: Path = Path("corpus_report.txt")
+    """File for the report on all clips."""
+    shard: str = ""
+    """i/n: encode every n-th clip from the i-th on, into the cache, and nothing else; a run without it then finds all
+    codes. Default: all clips, or under accelerate launch each process its own part."""
+    corpus: CorpusOptions = field(default_factory=CorpusOptions)
+
+
+def main(options: PrepareOptions) -> None:
+    """Recordings -> checked -> codes in the cache, and a report."""
+    preset = resolve_preset(options.preset, has_gpu())
+    tokenizer = load_tokenizer(options.base or preset.base)
+    codec = SnacCodec.load(options.codec or preset.codec, pick_device(options.device))
+    chosen = replace(options.corpus, dataset=options.corpus.dataset or preset.dataset)
+    renderer = Renderer(tokenizer, TokenLayout.from_tokenizer(tokenizer))
+    part = Part.parse(options.shard) if options.shard else Part(rank(), world_size())
+    if part.count > 1:
+        clips, rejections = encode_part(part, chosen, codec, renderer, max_seq_length=options.max_seq_length)
+        hours = sum(clip.seconds for clip in clips) / 3600
+        print(f"shard {part.index} of {part.count}: {len(clips)} clip{'s' * (len(clips) != 1)}, {hours:.3f} h encoded, "
+              f"{len(rejections)} unfit; codes: {options.corpus.cache_dir}. When all shards are done, run the same "
+              "command without them: it finds the codes and writes the report", flush=True)  # fmt: skip
+        return
+    corpus = prepare(chosen, codec, renderer, max_seq_length=options.max_seq_length, seed=TrainOptions.seed)
+    print(corpus.summary())
+    print(f"report: {corpus.save_report(options.report)}, codes: {options.corpus.cache_dir}")

@@ -1,0 +1,1 @@
+"""llama.cpp, in process, for .gguf files. Read model, then engine."""

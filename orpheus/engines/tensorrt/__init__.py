@@ -1,0 +1,1 @@
+"""TensorRT-LLM, in process. Read engine, then smoke (its test program)."""

@@ -1,0 +1,191 @@
+"""Text in, token ids out: the one renderer for prompts and training examples, and the checks on voices and tags.
+
+    prompt   start_of_human BOS text end_of_text end_of_human start_of_ai start_of_speech
+    example  the prompt, then codes end_of_speech end_of_ai
+
+A prompt is a strict prefix of the example for the same text, so the model is asked at inference exactly what
+it was taught. Sources: Unsloth's Orpheus notebook (`create_input_ids`), canopyai/Orpheus-TTS
+(`engine_class.py::_format_prompt`), and its issue #76 on the single BOS.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orpheus.errors import UserError
+from orpheus.format.tokens import CUSTOM_TOKEN, Codes, TokenLayout
+
+IGNORE = -100  # the label that PyTorch's cross entropy leaves out
+
+TAGS_BY_LANGUAGE: dict[str, tuple[str, ...]] = {
+    "en": ("laugh", "chuckle", "sigh", "cough", "sniffle", "groan", "yawn", "gasp"),
+    "en (Elise)": ("laughs", "sighs", "giggles", "chuckles", "gasps", "whispers", "coughs"),
+    "en (mood)": ("whisper", "happy", "sad", "angry"),  # only some models know these
+    "fr": ("chuckle", "cough", "gasp", "groan", "laugh", "sigh", "sniffle", "whimper", "yawn"),
+    "de": ("chuckle", "cough", "gasp", "groan", "laugh", "sigh", "sniffle", "yawn"),
+    "es": ("groan", "chuckle", "gasp", "resoplido", "laugh", "yawn", "cough"),
+    "it": ("sigh", "laugh", "cough", "sniffle", "groan", "yawn", "gemito", "gasp"),
+    "ko": ("한숨", "헐", "헛기침", "훌쩍", "하품", "낄낄", "신음", "작은 웃음", "기침", "으르렁"),
+    "zh": ("嬉笑", "轻笑", "呻吟", "大笑", "咳嗽", "抽鼻子", "咳"),
+}
+"""Known tags (Canopy's README and multilingual release, the Elise data set). Any other `<word>` is allowed too."""
+
+KNOWN_TAGS = tuple(dict.fromkeys(tag for tags in TAGS_BY_LANGUAGE.values() for tag in tags))
+
+_TAG = re.compile(r"<([^<>]*)>")
+_TAG_NAME = re.compile(r"[^\W\d_][\w' -]*", re.UNICODE)  # a word, or a few words, in any script
+_CUSTOM_TOKEN = re.compile(CUSTOM_TOKEN.format(r"\d+"))
+_VOICE_PREFIX = re.compile(r"^\s*([^\s:<>]+)\s*:\s+(?=\S)")
+
+
+def find_tags(text: str) -> list[str]:
+    """The names of the tags in `text`, in order: 'oh <sighs> well' -> ['sighs']."""
+    return _TAG.findall(text)
+
+
+def strip_tags(text: str) -> str:
+    """The text without its tags, with single spaces."""
+    return " ".join(_TAG.sub(" ", text).split())
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(ing|ed|es|er|s|e)$", "", word)
+
+
+def suggest_tag(tag: str, known: Iterable[str] = KNOWN_TAGS) -> str | None:
+    """The known tag that `tag` was probably meant to be ('laughing' -> 'laughs'), or None if it is known or far off."""
+    names = list(known)
+    if tag in names:
+        return None
+    lowered = tag.strip().lower()
+    if lowered in names:
+        return lowered
+    stem = _stem(lowered)
+    same_stem = [name for name in names if len(stem) >= 3 and _stem(name) == stem]
+    # Of 'laugh' and 'laughs' prefer the form that data sets write as a verb.
+    close = sorted(same_stem, key=len, reverse=True) or difflib.get_close_matches(lowered, names, n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def tag_census(texts: Iterable[str]) -> Counter[str]:
+    """How often each tag occurs over a corpus."""
+    return Counter(tag for text in texts for tag in find_tags(text))
+
+
+def tag_warnings(texts: Iterable[str], known: Iterable[str] = KNOWN_TAGS) -> list[str]:
+    """One line for each tag that looks like a slip of a known one; custom tags that resemble nothing pass."""
+    names = list(known)
+    warnings = []
+    for tag, count in sorted(tag_census(texts).items()):
+        better = suggest_tag(tag, names)
+        if better is not None:
+            warnings.append(f"<{tag}> ({count} times) is not a known tag: did you mean <{better}>?")
+    return warnings
+
+
+def check_text(text: Any) -> str:
+    """The text with single spaces. UserError for no text, nothing speakable, or a malformed tag."""
+    if not isinstance(text, str):
+        raise UserError(f"the text is {type(text).__name__}, expected a string")
+    clean = " ".join(text.split())
+    if not clean:
+        raise UserError("the text is empty: give at least one word to speak")
+    if "\ufffd" in clean:
+        raise UserError(
+            f"the text {clean[:40]!r} holds replacement characters: it was read in the wrong encoding, save it as UTF-8"
+        )
+    for tag in find_tags(clean):
+        if _CUSTOM_TOKEN.fullmatch(f"<{tag}>"):
+            raise UserError(
+                f"'<{tag}>' in {clean[:60]!r} is one of the model's control tokens: remove it from the text"
+            )
+        if not _TAG_NAME.fullmatch(tag):
+            raise UserError(f"'<{tag}>' in {clean[:60]!r} is not a tag: write a word between < and >, like <laugh>")
+    rest = _TAG.sub(" ", clean)
+    if "<" in rest or ">" in rest:
+        raise UserError(f"a tag in {clean[:60]!r} is not closed: write it as <laugh>, or leave out '<' and '>'")
+    if not any(c.isalnum() for c in clean):
+        raise UserError(f"the text {clean[:40]!r} has no letter, digit or tag to speak")
+    return clean
+
+
+def split_voice(text: str, voices: Sequence[str]) -> tuple[str | None, str]:
+    """Take a leading 'voice: ' off the text if it names a known voice: 'tara: Hi' -> ('tara', 'Hi')."""
+    match = _VOICE_PREFIX.match(text)
+    if match and match.group(1) in voices:
+        return match.group(1), text[match.end() :]
+    return None, text
+
+
+def check_voice(voice: str | None, voices: Sequence[str]) -> str | None:
+    """The voice if it may be used. UserError for an unknown one where the voices are known (`voices` not empty)."""
+    if voice is None or voice == "":
+        return None
+    if voices and voice not in voices:
+        close = difflib.get_close_matches(voice, voices, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"unknown voice '{voice}': this model knows {', '.join(voices)}{hint}")
+    if ":" in voice or "<" in voice or ">" in voice or not voice.strip():
+        raise UserError(f"'{voice}' is not a voice name: use a word without ':', '<' or '>'")
+    return voice
+
+
+def format_text(text: str, voice: str | None = None) -> str:
+    """What the tokenizer sees: 'text' for a single speaker, 'voice: text' for several."""
+    clean = check_text(text)
+    return f"{voice}: {clean}" if voice else clean
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence; `labels` equal `input_ids` where the loss is taken and IGNORE elsewhere. Both [L]."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Renderer:
+    """Turns text (and codes) into token ids, the same way for inference and training."""
+
+    def __init__(self, tokenizer: Any, layout: TokenLayout, train_on: Literal["speech", "all"] = "speech") -> None:
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.train_on = train_on
+
+    def text_ids(self, text: str, voice: str | None = None) -> list[int]:
+        """BOS and the text's ids. Exactly one BOS, whether or not the tokenizer adds one itself."""
+        ids = self.tokenizer(format_text(text, voice), add_special_tokens=False)["input_ids"]
+        special = sorted({int(i) for i in ids if self._is_special(int(i))})
+        if special:
+            names = ", ".join(self.tokenizer.convert_ids_to_tokens(special))
+            raise UserError(f"the text {text[:40]!r} contains the control token {names}: remove it from the text")
+        return [self.layout.bos, *map(int, ids)]
+
+    def _is_special(self, token_id: int) -> bool:
+        lo = self.layout
+        return token_id in (lo.bos, lo.end_of_text) or lo.custom_start <= token_id < lo.audio_end
+
+    def prompt(self, text: str, voice: str | None = None) -> list[int]:
+        """The ids up to and including start_of_speech: what the model continues with codes."""
+        lo = self.layout
+        return [lo.start_of_human, *self.text_ids(text, voice), lo.end_of_text, lo.end_of_human,
+                lo.start_of_ai, lo.start_of_speech]  # fmt: skip
+
+    def continued(self, before: str, codes: Codes, text: str, voice: str | None = None) -> list[int]:
+        """The ids for going on with `text` where `before` was spoken already, as `codes`: an example under way."""
+        return [*self.prompt(f"{before} {text}", voice), *self.layout.flatten(codes).tolist()]
+
+    def example(self, text: str, codes: Codes, voice: str | None = None) -> Example:
+        """A whole training sequence with its label mask.
+
+        `train_on="speech"` puts codes, end_of_speech and end_of_ai in the loss; "all" the prompt too.
+        """
+        prompt = self.prompt(text, voice)
+        speech = [*self.layout.flatten(codes).tolist(), self.layout.end_of_speech, self.layout.end_of_ai]
+        head = prompt if self.train_on == "all" else [IGNORE] * len(prompt)
+        return Example(prompt + speech, head + speech)

@@ -1,0 +1,182 @@
+"""The LoRA adapter on a base model: add a fresh one, attach a trained one, save, merge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from orpheus.config import LoraOptions
+from orpheus.errors import UserError, disk_errors
+from orpheus.model.base import LoadedModel, same_weights
+from orpheus.model.provenance import Provenance
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TIED = ("lm_head", "embed_tokens")
+
+
+def check_lora(lora: LoraOptions) -> None:
+    """Refuse what can't work: UserError for tied targets and impossible figures."""
+    tied = [t for t in lora.target_modules if any(t.endswith(name) for name in TIED)]
+    if tied:
+        raise UserError(
+            f"LoRA targets {', '.join(tied)}: in Orpheus lm_head and embed_tokens are one tied matrix, and "
+            "merging would discard their adapter; leave them out"
+        )
+    if lora.r < 1 or not 0.0 <= lora.lora_dropout < 1.0:
+        raise UserError(f"LoRA r is {lora.r}, dropout {lora.lora_dropout}; expected r of 1 or more, dropout in [0, 1)")
+    if lora.lora_alpha is not None and lora.lora_alpha <= 0:
+        raise UserError(f"LoRA alpha is {lora.lora_alpha}, expected above 0: with 0 the adapter does nothing")
+    if not lora.target_modules:
+        raise UserError("LoRA has no target layers: name some, such as q_proj v_proj")
+
+
+def add_lora(
+    loaded: LoadedModel, lora: LoraOptions, *, alpha: int, gradient_checkpointing: bool, seed: int
+) -> LoadedModel:
+    """Put a fresh, trainable adapter on the base. Its first weights depend on `seed` alone."""
+    check_lora(lora)
+    names = {name.rsplit(".", 1)[-1] for name, _ in loaded.model.named_modules()}
+    unknown = [t for t in lora.target_modules if t not in names]
+    if unknown:
+        raise UserError(
+            f"LoRA targets {', '.join(unknown)} are not in this model; it has "
+            f"{', '.join(sorted(n for n in names if n.endswith('_proj')))}"
+        )
+    if loaded.backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        model = FastLanguageModel.get_peft_model(
+            loaded.model,
+            r=lora.r,
+            target_modules=list(lora.target_modules),
+            lora_alpha=alpha,
+            lora_dropout=lora.lora_dropout,
+            bias="none",
+            use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+            random_state=seed,
+            use_rslora=lora.use_rslora,
+        )
+        return replace(loaded, model=model)
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base = loaded.model
+    # Not peft's prepare_model_for_kbit_training: it turns the tied embedding, 482 M parameters, into float32.
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()
+    base.config.use_cache = False
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        use_rslora=lora.use_rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return replace(loaded, model=get_peft_model(base, config))
+
+
+def trainable_parameters(model: Any) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def adapter_folder(adapter: str | Path) -> Path:
+    """The folder of an adapter; UserError if there is none (the adapter was not trained yet, or the path is wrong)."""
+    folder = Path(adapter).expanduser()
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"there is no adapter in '{adapter}' ({name} is missing): train one with "
+                "`python orpheus_sft_unsloth.py`, or name its folder with --adapter"
+            )
+    return folder
+
+
+def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """Load a trained adapter onto the base, for inference. UserError if the two do not fit."""
+    made = Provenance.load(folder)
+    if made and made.layout != loaded.layout:
+        raise UserError(
+            f"the adapter in '{folder}' was trained with another token layout (audio ids from "
+            f"{made.layout.audio_start}) than '{loaded.base}' has ({loaded.layout.audio_start}): "
+            f"use its own base, {made.base}"
+        )
+    _check_shapes(loaded, folder)
+    if made and made.base_fingerprint and not same_weights(made.base_fingerprint, loaded.fingerprint):
+        raise UserError(
+            f"the adapter in '{folder}' was trained on {made.base}, and '{loaded.base}' has other weights: "
+            "use the base it was trained on"
+        )
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
+    return replace(loaded, model=model.eval())
+
+
+def _check_shapes(loaded: LoadedModel, folder: Path) -> None:
+    """Every adapter matrix must find a layer of its shape: peft itself ignores layers that are missing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        rank, alone = config["r"], not config.get("rank_pattern")
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
+            names = list(weights.keys())
+            shapes = {name: weights.get_slice(name).get_shape() for name in names}
+    except (SafetensorError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the adapter in '{folder}' is damaged ({error}): restore it, or train again") from error
+    layers = dict(loaded.model.named_modules())
+    for name, shape in shapes.items():
+        path, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
+        layer = layers.get(path)
+        if alone and rank != shape[0 if side.startswith("A") else 1]:
+            raise UserError(
+                f"the adapter in '{folder}' is damaged: {name} is {tuple(shape)}, its {ADAPTER_CONFIG} says r = {rank}"
+            )
+        size = getattr(layer, "in_features" if side.startswith("A") else "out_features", None)
+        if size is None or size != shape[1 if side.startswith("A") else 0]:
+            raise UserError(
+                f"the adapter in '{folder}' does not fit the base '{loaded.base}': {name} is "
+                f"{tuple(shape)}, the base has {'no such layer' if layer is None else f'{size} features'}; "
+                "use the base it was trained on"
+            )
+
+
+def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Path:
+    """Write the adapter in peft's standard format, with the tokenizer and `orpheus.json`, all or nothing.
+
+    Everything is written to a folder beside it first and moved into place at the end.
+    """
+    import shutil
+
+    temporary = folder / ".saving"
+    remedy = "free some space or choose another --output-dir"
+    try:
+        with disk_errors(f"the adapter can't be written to '{folder}'", remedy):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            loaded.model.save_pretrained(temporary, safe_serialization=True)
+            loaded.tokenizer.save_pretrained(temporary)
+            (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            provenance.save(temporary)
+            for file in sorted(temporary.iterdir(), key=lambda f: f.name == ADAPTER_WEIGHTS):
+                file.replace(folder / file.name)  # the weights last: a folder that has them is complete
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def merge(loaded: LoadedModel) -> LoadedModel:
+    """Fold the adapter into the weights, W + BA * scale, for faster generation. Not for a 4-bit base: it would lose."""
+    if loaded.in_4bit:
+        raise UserError("a 4-bit base can't take the adapter without loss: load the base in 16 bit to merge")
+    if not hasattr(loaded.model, "merge_and_unload"):
+        return loaded
+    return replace(loaded, model=loaded.model.merge_and_unload(safe_merge=True).eval())

@@ -1,0 +1,231 @@
+"""One answer: wait for a slot, speak in a thread, send what comes; stop when the client hangs up.
+
+The thread makes one chunk at a time and waits while two are not yet taken, so a slow reader holds back its own request
+and no memory. Nothing is sent before there is audio: until then an error is a proper status. After it an answer that
+can't be completed is broken off, so that no client takes it for a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from orpheus.audio.encoders import Encoder
+from orpheus.audio.schedule import grouped
+from orpheus.errors import UserError
+from orpheus.serve.admission import Admission
+from orpheus.serve.counts import Counts
+from orpheus.serve.problems import Problem
+from orpheus.serve.requests import SpeechRequest
+from orpheus.speak.reading import Reading
+from orpheus.speak.utterance import NoSpeech
+
+log = logging.getLogger(__name__)
+
+ROOM = 2  # pieces of an answer that may wait to be sent
+
+
+class HandOver:
+    """Pieces from a thread to the event loop: the thread waits while ROOM of them are not yet taken."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._room = threading.Semaphore(ROOM)
+        self._pieces: asyncio.Queue[Any] = asyncio.Queue()
+        self.closed = False
+
+    def put(self, piece: Any) -> bool:
+        """Called in the thread. False: nobody wants more."""
+        if not self.closed:
+            self._room.acquire()
+        if not self.closed:
+            with suppress(RuntimeError):  # the loop has ended: the process is going
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+                return True
+        return False
+
+    async def get(self) -> Any:
+        """The next piece."""
+        piece = await self._pieces.get()
+        self._room.release()
+        return piece
+
+    def close(self) -> None:
+        """Called in the loop: no more is wanted. A thread that waits goes on at once."""
+        self.closed = True
+        self._room.release()
+
+
+@dataclass
+class Desk:
+    """What all answers of a server share. `busy`: requests that have come in and are not completely answered."""
+
+    admission: Admission
+    counts: Counts
+    pool: ThreadPoolExecutor
+    busy: int = 0
+    stopping: bool = False
+
+
+@dataclass
+class Answer:
+    """An ASGI application that speaks one reading to one client."""
+
+    desk: Desk
+    request: SpeechRequest
+    reading: Reading
+    encoder: Encoder
+    input_tokens: int
+    arrived: float = field(default_factory=time.monotonic)
+    bytes_sent: int = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer. Problem: there is no audio, and nothing was sent. Returns early where an answer breaks off."""
+        old = scope["http_version"] == "1.0"  # without a length, it can't tell a broken answer from a whole one
+        whole = not self.request.stream or (old and self.request.stream_format == "audio")
+        gone = asyncio.create_task(_hung_up(receive))
+        work = asyncio.create_task(self._answer(send, whole, scope))
+        try:
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not work.done():
+                scope["outcome"] = "499"
+            scope["note"] = self._note()
+            for task in (gone, work):
+                task.cancel()
+            await asyncio.gather(gone, work, return_exceptions=True)
+        if not work.cancelled():
+            work.result()  # raises what it raised
+
+    async def _answer(self, send: Any, whole: bool, scope: Any) -> None:
+        try:
+            entered = await self.desk.admission.enter()
+        except BaseException:
+            self._close()
+            raise
+        pieces = HandOver(asyncio.get_running_loop())
+        speaking = asyncio.get_running_loop().run_in_executor(self.desk.pool, self._speak, pieces)
+        speaking.add_done_callback(lambda _: self._spoken(entered))
+        try:
+            await self._send(send, self._pieces(pieces, speaking), whole, scope)
+        finally:
+            pieces.close()
+
+    def _speak(self, pieces: HandOver) -> None:
+        """In a thread: the reading's chunks as bytes; at last None, or the error that ended it."""
+        try:
+            for chunk in grouped(self.reading):
+                data = self.encoder.push(chunk)
+                if pieces.closed or (data and not pieces.put(data)):
+                    return
+            pieces.put(self.encoder.finish())
+            pieces.put(None)
+        except Exception as error:
+            if not pieces.put(error):
+                log.warning("after its client had gone, an answer failed: %s", error, exc_info=True)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self.reading.close()
+        self.encoder.close()
+
+    def _spoken(self, entered: float) -> None:
+        self.desk.admission.leave(entered)
+        self.desk.counts.spoken(self.reading)
+
+    async def _pieces(self, pieces: HandOver, speaking: asyncio.Future[None]) -> AsyncIterator[bytes]:
+        """The bytes as they come. Problem: what ended them too early. After the last the slot is free again."""
+        while (piece := await pieces.get()) is not None:
+            if isinstance(piece, Exception):
+                raise _as_problem(piece)
+            if piece:
+                yield piece
+        await asyncio.shield(speaking)  # a client's next request must find the slot that this one had
+
+    async def _send(self, send: Any, pieces: AsyncIterator[bytes], whole: bool, scope: Any) -> None:
+        first = await anext(pieces, b"")
+        self.desk.counts.first_audio(time.monotonic() - self.arrived)
+        if whole:
+            await self._send_whole(send, [first, *[piece async for piece in pieces]])
+            return
+        sse = self.request.stream_format == "sse"
+        try:
+            await self._start(send, {"cache-control": "no-store"})
+            await self._send_piece(send, first, sse)
+            async for piece in pieces:
+                await self._send_piece(send, piece, sse)
+        except Problem as problem:  # too late for a status: without its end, the client sees that the answer is broken
+            scope["outcome"] = "aborted"
+            log.error("%s: broken off after %d bytes: %s", _id(scope), self.bytes_sent, problem)
+            if not sse:
+                return
+            await self._send_event(send, {"type": "error", **problem.body()})
+        else:
+            if sse:
+                await self._send_event(send, {"type": "speech.audio.done", "usage": self._usage()})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_whole(self, send: Any, pieces: list[bytes]) -> None:
+        data = self.encoder.whole(b"".join(pieces))
+        await self._start(send, {"content-length": str(len(data))})
+        self.bytes_sent = len(data)
+        await send({"type": "http.response.body", "body": data})
+
+    async def _start(self, send: Any, headers: dict[str, str]) -> None:
+        sse = self.request.stream_format == "sse"
+        headers["content-type"] = "text/event-stream; charset=utf-8" if sse else self.encoder.media_type
+        headers["x-seed"] = str(self.reading.seed)
+        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": encoded})
+
+    async def _send_piece(self, send: Any, data: bytes, sse: bool) -> None:
+        self.bytes_sent += len(data)
+        if sse:
+            await self._send_event(send, {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+        else:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _send_event(self, send: Any, event: dict[str, Any]) -> None:
+        body = f"data: {json.dumps(event)}\n\n".encode()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _note(self) -> str:
+        """What the log says of it. No word of the text: that is the client's own."""
+        read = self.reading
+        return (f"{len(self.request.input)} characters, {self.request.response_format}, {read.duration_s:.1f} s of "
+                f"speech, {self.bytes_sent} bytes, seed {read.seed}")  # fmt: skip
+
+    def _usage(self) -> dict[str, int]:
+        tokens = self.reading.tokens
+        return {"input_tokens": self.input_tokens, "output_tokens": tokens, "total_tokens": self.input_tokens + tokens}
+
+
+async def _hung_up(receive: Any) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _as_problem(error: Exception) -> Problem:
+    """What the client is told of an error; a bug is raised as it is, for the log."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, NoSpeech):
+        return Problem(422, str(error), "input", "no_speech")
+    if isinstance(error, UserError):
+        return Problem(400, str(error), None, "invalid_value")
+    raise error
+
+
+def _id(scope: Any) -> str:
+    return str(scope.get("request_id", "-"))

@@ -1,0 +1,124 @@
+"""What every request passes on its way in and out: host, key, whether the server stops; ids, headers, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Collection
+from typing import Any
+
+from orpheus.serve.answers import Desk
+from orpheus.serve.options import Keys
+from orpheus.serve.problems import Problem
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/", "/health", "/openapi.json")  # no key is asked for: they tell nothing and cost nothing
+STAYS_OPEN = ("/health", "/metrics")  # while the server stops
+SPEECH = "/v1/audio/speech"
+DISCARDED = 1 << 20  # bytes that are read and thrown away, since a client that still sends would not read its 413
+
+
+class Gate:
+    """ASGI middleware around the whole application.
+
+    Args:
+        hosts: the Host names by which the server may be reached; None: any. A page of a stranger's could make its own
+            name point to this machine (DNS rebinding), and would then be allowed to read what a local server says.
+    """
+
+    def __init__(self, app: Any, desk: Desk, keys: Keys, hosts: Collection[str] | None) -> None:
+        self.app, self.desk, self.keys, self.hosts = app, desk, keys, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        scope["request_id"] = uuid.uuid4().hex
+        passed = _Passed(send, scope["request_id"], close=self.desk.stopping)
+        counted = int(scope["path"] not in STAYS_OPEN)
+        self.desk.busy += counted
+        try:
+            self._check(scope)
+            await self.app(scope, receive, passed.send)
+        except Problem as problem:
+            await problem.send(passed.send)
+        except Exception:
+            log.exception("%s: a defect of the server", scope["request_id"])
+            scope["outcome"] = "aborted"
+            if passed.status is None:  # else uvicorn closes the connection: the client sees a broken answer
+                await Problem(500, "the server failed; its log tells more, under the id of this answer's X-Request-Id",
+                              code="internal_error").send(passed.send)  # fmt: skip
+                scope["outcome"] = 500
+        finally:
+            self.desk.busy -= counted
+            outcome = scope.get("outcome", passed.status)
+            self.desk.counts.request(scope["path"], outcome)
+            if scope["path"] == SPEECH:
+                log.info("%s: %s %s in %.2f s%s", scope["request_id"], scope["method"], outcome,
+                         time.monotonic() - started, f": {scope['note']}" if "note" in scope else "")  # fmt: skip
+
+    def _check(self, scope: Any) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        path = scope["path"]
+        if self.hosts is not None and (name := host_name(headers.get(b"host", ""))) not in self.hosts:
+            raise Problem(400, f"this server is reached as {', '.join(sorted(self.hosts))}, not as {name[:80]!r}: see "
+                          "its option --allow-host", code="unknown_host")  # fmt: skip
+        if self.desk.stopping and path not in STAYS_OPEN:
+            raise Problem(503, "the server is stopping", code="stopping", headers={"Retry-After": "5"})
+        if self.keys and path not in OPEN_PATHS and not self.keys.admit(headers.get(b"authorization")):
+            raise Problem(401, "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'",
+                          code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+
+
+class _Passed:
+    """The way out: sends on, notes the status, adds what every answer has."""
+
+    def __init__(self, send: Any, request_id: str, close: bool) -> None:
+        self._send = send
+        self.status: int | None = None
+        self._headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        self._headers += [(b"connection", b"close")] if close else []
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            mine = {name for name, _ in self._headers}
+            message["headers"] = [*(pair for pair in message["headers"] if pair[0].lower() not in mine),
+                                  *self._headers]  # fmt: skip
+        await self._send(message)
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without its port: '[::1]:8000' -> '::1'."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+async def read_body(request: Any, most: int, seconds: float) -> bytes:
+    """The body of a (Starlette) request. Problem: more than `most` bytes (413), or not there in time (408)."""
+    from starlette.requests import ClientDisconnect
+
+    length = request.headers.get("content-length", "0").strip()
+    size = int(length) if len(length) < 16 and length.isdecimal() else 0  # h11 checks it; this is only to be quick
+    parts: list[bytes] = []
+    try:
+        async with asyncio.timeout(seconds):
+            if size <= most + DISCARDED:
+                size = 0
+                async for part in request.stream():
+                    size += len(part)
+                    if size > most + DISCARDED:
+                        break
+                    parts.append(part if size <= most else b"")
+    except TimeoutError:
+        raise Problem(408, f"the body did not come within {seconds:g} s", code="timeout") from None
+    except ClientDisconnect:
+        raise Problem(400, "the client went away before its body was complete", code="incomplete_body") from None
+    if size > most:
+        raise Problem(413, f"the body is larger than {most} bytes", code="body_too_large")
+    return b"".join(parts)

@@ -1,1 +1,0 @@
-"""The parts of the speech server: requests, admission, answers, keys, counts."""

@@ -1,0 +1,371 @@
+"""OrpheusInference: tagged text in, speech out. `stream()` is the real thing; `generate()` collects it.
+
+text -> prompt ids -> engine (token ids) -> frames of codes -> SNAC -> samples
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from orpheus.codec.snac import SnacCodec
+from orpheus.config import (
+    Decoding,
+    DraftName,
+    EngineName,
+    ReadingOptions,
+    SamplingOptions,
+    VoiceOptions,
+    as_dict,
+    resolve_preset,
+)
+from orpheus.data.usual import SpeechStatistics
+from orpheus.engines.base import Engine
+from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
+from orpheus.errors import UserError
+from orpheus.format.pieces import split
+from orpheus.format.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
+from orpheus.model.base import has_gpu
+from orpheus.model.provenance import versions
+from orpheus.speak.guard import Watch
+from orpheus.speak.reading import Before, Closed, Reading, Spoken
+from orpheus.speak.speech import Speech
+from orpheus.speak.utterance import NoSpeech, Utterance, best, is_good, retry_seed
+
+log = logging.getLogger(__name__)
+
+
+class OrpheusInference:
+    """A voice: base model, adapter and codec, ready to speak.
+
+    Args:
+        adapter: folder of a trained adapter; None speaks with the base model alone.
+        base, codec: hub id or folder; None takes what the adapter was trained with. A base may be an exported model:
+            a folder, or a .gguf file for llama.cpp; the adapter (None then) and the codec's name are inside.
+        engine: "torch", "llamacpp" (for .gguf files), or "auto": by what the base is.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        load_in_4bit: True, False, or "auto": 4-bit on a GPU with less than 12 GiB free.
+        threads, gpu_layers: for llama.cpp; 0 threads are all cores, -1 layers all layers.
+        server, server_model: for "remote": its address, and the name of the model if it serves several.
+        draft: "4bit": with "torch" on a CPU, a 4-bit copy of the model guesses what it will say (`SpeculativeEngine`).
+    Raises:
+        UserError: something is missing or does not fit; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        adapter: str | Path | None = "lora_model",
+        base: str | None = None,
+        codec: str | None = None,
+        engine: EngineName = "auto",
+        device: str = "auto",
+        load_in_4bit: bool | Literal["auto"] = "auto",
+        threads: int = VoiceOptions.threads,
+        gpu_layers: int = VoiceOptions.gpu_layers,
+        server: str | None = None,
+        server_model: str | None = None,
+        draft: DraftName = VoiceOptions.draft,
+    ) -> None:
+        opened = open_voice(Wish(adapter, base, codec, engine, device, load_in_4bit, threads, gpu_layers, server,
+                                 server_model, draft))  # fmt: skip
+        made = opened.made
+        self.codec = SnacCodec.load(opened.codec, device=opened.device)
+        if made and made.codec_identity and made.codec_identity != self.codec.identity:
+            raise UserError(
+                f"the {'adapter' if adapter else 'model'} was trained with another codec ({made.codec}, "
+                f"{made.codec_identity}) than '{self.codec.name}' ({self.codec.identity}): its codes would be noise"
+            )
+        self.engine: Engine = opened.engine
+        self.renderer = Renderer(opened.tokenizer, self.engine.layout)
+        self.usual = SpeechStatistics.of(made.speech_statistics if made else None)
+        self.has_adapter = opened.adapted
+        self.trained_voices = made.voices if made and opened.adapted else ()
+        self.trained_tags = tuple(made.tags) if made else ()
+        self.base_voices = opened.base_voices
+        self.provenance: dict[str, Any] = {
+            "model": {
+                **opened.about,
+                "codec": self.codec.name,
+                "codec_identity": self.codec.identity,
+                "engine": self.engine.name,
+            },
+            "versions": versions(),
+        }
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """The voices that this model is known to have; empty: not known."""
+        return tuple(dict.fromkeys(self.trained_voices + self.base_voices))
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        voice: str | None = None,
+        temperature: float = SamplingOptions.temperature,
+        top_p: float = SamplingOptions.top_p,
+        repetition_penalty: float = SamplingOptions.repetition_penalty,
+        max_new_tokens: int = SamplingOptions.max_new_tokens,
+        seed: int | None = None,
+        output_dir: str | Path | None = None,
+        overwrite: bool = False,
+        decoding: Decoding = SamplingOptions.decoding,
+        guard: bool = ReadingOptions.guard,
+        retries: int = ReadingOptions.retries,
+    ) -> list[Speech]:
+        """Speak one text or several (as one batch), each to its own end.
+
+        Args:
+            prompts: text with tags like <laugh>; 'voice: text' where the voice is a known one.
+            voice: for texts without a 'voice: ' of their own. None: the voice the adapter was trained on.
+            seed: row i draws from seed + i, so the same call gives the same audio. None: a fresh seed.
+            output_dir: also write output_0.wav, output_1.wav, ... there, each as soon as it is finished;
+                numbering goes on after the files that exist unless `overwrite`.
+            decoding: "strict" draws from the whole vocabulary and stops at an id that is no legal code; "framed" draws
+                only from codes that may stand there (`orpheus.config.Decoding` says where the two differ).
+            guard: cut runaways, loops and silence. Without a seed, such texts and those with too short speech are
+                spoken again, up to `retries` times, and the best is kept. `Speech.guard` says what was found and done.
+        Returns:
+            One Speech per prompt, in order.
+        Raises:
+            UserError: bad text, voice or option; NoSpeech if a text gave not one frame (the others are kept).
+        """
+        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
+        reading = ReadingOptions(guard=guard, retries=retries)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if output_dir is None:
+            rows = self._rows(texts, voice, sampling, guard)
+            speeches = [item for item in self._speak(rows, sampling, len(rows), reading)]
+        else:
+            spoken = self.speak_to_files(texts, output_dir, voice, sampling, len(texts), overwrite, reading)
+            speeches = [speech for speech, _ in spoken]
+        return sorted(speeches, key=lambda speech: speech.index)
+
+    def speak_to_files(
+        self,
+        texts: Sequence[str],
+        folder: str | Path,
+        voice: str | None = None,
+        sampling: SamplingOptions | None = None,
+        batch_size: int = 8,
+        overwrite: bool = False,
+        reading: ReadingOptions | None = None,
+    ) -> Iterator[tuple[Speech, Path]]:
+        """Speak texts in batches, writing output_<k>.wav for each as soon as it is finished (not always in order).
+
+        All texts are checked before the first is spoken; of `reading` the guard matters here. Raises as `generate`
+        does, NoSpeech at the very end.
+        """
+        sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
+        rows = self._rows(texts, voice, sampling, reading.guard)
+        paths = output_paths(Path(folder), len(rows), overwrite)
+        for speech in self._speak(rows, sampling, batch_size, reading):
+            yield speech, speech.save(paths[speech.index], overwrite=overwrite)
+
+    def stream(
+        self,
+        prompt: str,
+        voice: str | None = None,
+        temperature: float = SamplingOptions.temperature,
+        top_p: float = SamplingOptions.top_p,
+        repetition_penalty: float = SamplingOptions.repetition_penalty,
+        max_new_tokens: int = SamplingOptions.max_new_tokens,
+        seed: int | None = None,
+        decoding: Decoding = SamplingOptions.decoding,
+        guard: bool = ReadingOptions.guard,
+    ) -> Iterator[np.ndarray]:
+        """Speak one text; yields float32 chunks [n] as soon as they are final.
+
+        Concatenated they are `generate()`'s samples for the same seed. The first chunk comes after three
+        frames (0.26 s of speech, 21 tokens). Errors are raised as `generate` does, at the first `next()`.
+        """
+        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
+        yield from self.read(prompt, voice, sampling, ReadingOptions(guard=guard), whole=True)
+
+    def read(
+        self,
+        text: str,
+        voice: str | None = None,
+        sampling: SamplingOptions | None = None,
+        reading: ReadingOptions | None = None,
+        *,
+        whole: bool = False,
+    ) -> Reading:
+        """Speak a text of any length, piece by piece, in constant memory: an iterator of float32 chunks [n].
+
+        A text of one piece gives the samples of `generate` for the same seed; piece i draws from seed + i. Pieces are
+        no longer than the texts that the voice was trained on, where that is known; `whole`: it is not split at all.
+        Any number of readings may go on at the same time, in threads of their own, where the engine's `stream` may.
+
+        Raises UserError at once: bad text, voice or option. While it speaks: NoSpeech if a piece gave not one frame.
+        """
+        sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
+        chosen, clean = self._voice_of(text, voice)
+        self._warn_of([text], {chosen})
+        _, rest = split_voice(text, self.voices)  # with the ends of its paragraphs
+        limit = min(reading.piece_chars, self.usual.longest_text or reading.piece_chars)
+
+        def speak(piece: str, seed: int, before: Before | None, closed: Closed) -> Spoken:
+            row = self._utterance(0, piece, chosen, seed, reading.guard)
+            if before:
+                row.prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
+            return self._stream([row], sampling, closed)
+
+        def fits(piece: str, before: Before) -> bool:
+            length = len(self.renderer.continued(before.text, before.codes, piece, chosen)) + sampling.max_new_tokens
+            return length <= self.engine.context_length
+
+        drawn = sampling.seed is None
+        seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
+        retries = reading.retries if reading.guard and drawn else 0
+        about = {"sampling": as_dict(sampling), "reading": as_dict(reading), **self.provenance}
+        return Reading([clean] if whole else split(rest, limit), chosen, seed, speak, retries=retries,
+                       carry=fits if reading.carry else None, silent_db=self.usual.silent_db,
+                       provenance=about)  # fmt: skip
+
+    def attempt(self, texts: Sequence[str], voice: str | None = None,
+                sampling: SamplingOptions | None = None) -> list[Speech | NoSpeech]:  # fmt: skip
+        """Speak texts as one batch; for each, in order, its Speech or the NoSpeech that says why there is none.
+
+        For measuring a model: what `generate` raises is part of the result here. UserError: bad text or voice.
+        """
+        sampling = sampling or SamplingOptions()
+        rows = self._rows(texts, voice, sampling)
+        ended = [item for item in self._stream(rows, sampling) if not isinstance(item, np.ndarray)]
+        return sorted(ended, key=lambda item: item.index)
+
+    def _speak(self, rows: Sequence[Utterance], sampling: SamplingOptions, batch_size: int,
+               reading: ReadingOptions) -> Iterator[Speech]:  # fmt: skip
+        """Each row's Speech as it is finished; NoSpeech at the end if there were silent ones."""
+        silent: list[str] = []
+        retries = reading.retries if reading.guard and sampling.seed is None else 0
+        for start in range(0, len(rows), batch_size):
+            for item in self._attempts(rows[start : start + batch_size], sampling, retries):
+                if isinstance(item, Speech):
+                    yield item
+                else:
+                    silent.append(str(item))
+        if silent:
+            raise NoSpeech("; ".join(silent))
+
+    def _attempts(self, rows: Sequence[Utterance], sampling: SamplingOptions,
+                  retries: int) -> Iterator[Speech | NoSpeech]:  # fmt: skip
+        """What came of each row; the guard's bad ones are spoken again, up to `retries` times."""
+        drawn: dict[int, list[Speech | NoSpeech]] = {row.index: [] for row in rows}
+        for attempt in range(retries + 1):
+            for item in self._stream(rows, sampling):
+                if not isinstance(item, np.ndarray):
+                    drawn[item.index].append(item)
+                    if is_good(item) or attempt == retries:
+                        yield best(drawn.pop(item.index))
+            rows = [self._utterance(row.index, row.text, row.voice, retry_seed(row.seed), guard=True)
+                    for row in rows if row.index in drawn]  # fmt: skip
+            if not rows:
+                return
+
+    def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions,
+              guard: bool = False) -> list[Utterance]:  # fmt: skip
+        if not texts:
+            raise UserError("there is nothing to speak: give at least one text")
+        seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
+        rows = []
+        for i, text in enumerate(texts):
+            chosen, rest = self._voice_of(text, voice)
+            rows.append(self._utterance(i, rest, chosen, seed + i, guard))
+        self._warn_of(texts, {row.voice for row in rows})
+        return rows
+
+    def _utterance(self, index: int, text: str, voice: str | None, seed: int, guard: bool) -> Utterance:
+        return Utterance(index, text, voice, seed, prompt=self.renderer.prompt(text, voice), layout=self.engine.layout,
+                         decoder=self.codec.streaming(seed=seed), provenance=self.provenance,
+                         watch=Watch(self.usual, text) if guard else None)  # fmt: skip
+
+    def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
+        """Who speaks a text, and the checked text without its 'voice: '."""
+        named, rest = split_voice(check_text(text), self.voices)
+        chosen = named or (self._default_voice() if voice is None else voice)
+        # A base whose own voices are not known may well know more than the adapter was trained on.
+        return check_voice(chosen, self.voices if self.base_voices else ()), rest
+
+    def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
+        for warning in tag_warnings(texts):
+            log.warning("%s", warning)
+        for name in sorted({voice for voice in voices if voice} - set(self.voices)):
+            log.warning("voice '%s' was not in the training data: the model may ignore it", name)
+
+    def _default_voice(self) -> str | None:
+        """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""
+        voices = self.trained_voices if self.has_adapter else self.base_voices
+        if len(voices) > 1:
+            raise UserError(
+                f"this model knows several voices: choose one of {', '.join(voices)} (--voice, or 'voice: text')"
+            )
+        return voices[0] if voices else None
+
+    def _stream(self, rows: Sequence[Utterance], sampling: SamplingOptions, closed: Closed = lambda: False) -> Spoken:
+        """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none).
+
+        As soon as `closed()` it ends, with what is under way left unfinished.
+        """
+        started = time.perf_counter()
+        for row in rows:
+            row.started = started
+        running = list(rows)
+        due: list[Utterance] = []  # those with a frame that is not decoded yet: rows mostly complete theirs in one step
+        for index, token_id in self.engine.stream([r.prompt for r in rows], sampling, [r.seed for r in rows]):
+            if closed():
+                return
+            row = rows[index]
+            if row.over:
+                continue  # the guard has cut it, and the engine does not know
+            if row in due:  # this engine has another order: no row waits for the others longer than for its next id
+                yield from self._decode(due)
+            if row.push(token_id):
+                due.append(row)
+            ended = row.frames.stop is not None or row.tokens == sampling.max_new_tokens
+            if ended or row.cut or len(due) == len(running):
+                yield from self._decode(due)
+            for row in [r for r in running if r.cut or (ended and r is row)]:
+                running.remove(row)
+                yield from row.finish(sampling)
+            if not running:
+                return
+
+    def _decode(self, due: list[Utterance]) -> Iterator[np.ndarray]:
+        """Decode the newest frame of each row in `due`, which is empty then; the chunks that became final."""
+        rows = due.copy()
+        due.clear()
+        chunks = self.codec.push_many([row.decoder for row in rows], [row.codes[-1] for row in rows])
+        for row, chunk in zip(rows, chunks, strict=True):
+            yield from row.keep(chunk)
+
+
+def load_voice(options: VoiceOptions) -> OrpheusInference:
+    """The voice that the options describe; a log line names what speaks where that is no adapter."""
+    adapter, base, codec = options.adapter, options.base, options.codec
+    if is_gguf(base) and adapter == VoiceOptions.adapter:
+        log.info("%s speaks for itself: no adapter is used", base)
+        adapter = None
+    elif adapter is None and not is_gguf(base):
+        if known_of(base):
+            log.info("base %s, codec %s, no adapter", base, codec or "of the base")
+        else:
+            preset = resolve_preset(options.preset, has_gpu())
+            base, codec = base or preset.base, codec or preset.codec
+            log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
+    wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
+    return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
+                            options.threads, options.gpu_layers, options.server, options.server_model,
+                            options.draft)  # fmt: skip
+
+
+def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:
+    """`count` paths output_<k>.wav in `folder`: from 0 with `overwrite`, else after the highest that exists."""
+    taken = [int(p.stem[7:]) for p in folder.glob("output_*.wav") if p.stem[7:].isdecimal()]
+    first = 0 if overwrite or not taken else max(taken) + 1
+    return [folder / f"output_{first + i}.wav" for i in range(count)]

@@ -1,0 +1,119 @@
+"""What the toolkit hands out: samples with why they ended and how they were made; save, look at, listen to."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orpheus.audio import recordings
+from orpheus.format.tokens import Codes
+from orpheus.model.provenance import write_json
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long one utterance took, in seconds, and what that means."""
+
+    first_audio_s: float
+    total_s: float
+    tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens drawn per second; 82 is real time."""
+        return self.tokens / self.total_s if self.total_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One utterance. `samples`: float32 [N] in [-1, 1], mono, at `rate_hz`."""
+
+    text: str
+    voice: str | None
+    samples: np.ndarray
+    codes: Codes
+    finish_reason: str  # end_of_speech | out_of_range | max_new_tokens | guard
+    finish_detail: str  # where and on which id, in plain language
+    seed: int
+    timings: Timings
+    provenance: dict[str, Any] = field(default_factory=dict)
+    index: int = 0  # which of the prompts of one call it is
+    guard: tuple[str, ...] = ()  # what the guard found or did, in plain words; empty: nothing, or it was off
+    rate_hz: int = recordings.SAMPLE_RATE_HZ
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the audio in seconds."""
+        return len(self.samples) / self.rate_hz
+
+    @property
+    def realtime_factor(self) -> float:
+        """Seconds of work per second of audio: below 1 is faster than real time."""
+        return self.timings.total_s / self.duration_s
+
+    def describe(self) -> dict[str, Any]:
+        """How it was made, as plain JSON values."""
+        return {
+            "text": self.text,
+            "voice": self.voice,
+            "seed": self.seed,
+            "duration_s": round(self.duration_s, 3),
+            "rate_hz": self.rate_hz,
+            "finish_reason": self.finish_reason,
+            "finish_detail": self.finish_detail,
+            "tokens": self.timings.tokens,
+            "first_audio_s": round(self.timings.first_audio_s, 4),
+            "total_s": round(self.timings.total_s, 4),
+            "tokens_per_s": round(self.timings.tokens_per_s, 1),
+            "realtime_factor": round(self.realtime_factor, 3),
+            **({"guard": list(self.guard)} if self.guard else {}),
+            **self.provenance,
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the audio (format by suffix: .wav, .flac, .mp3, .opus, .ogg) and a .json beside it that says how.
+
+        Raises UserError if one of the two exists and `overwrite` is False, or if it can't be written. Each is
+        whole or not there.
+        """
+        path = Path(path)
+        described = path.with_suffix(".json")
+        recordings.refuse_existing(described, overwrite)
+        recordings.write(path, self.samples, overwrite=overwrite)
+        write_json(described, self.describe())
+        return path
+
+    def plot(self) -> Any:
+        """A matplotlib figure: the waveform above its spectrogram (0 to 12 kHz)."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        wave, spectrum = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+        seconds = np.arange(len(self.samples)) / self.rate_hz
+        wave.plot(seconds, self.samples, linewidth=0.5)
+        wave.set(ylim=(-1, 1), ylabel="amplitude", title=self.text[:90])
+        # A floor of -100 dB keeps digital silence from becoming log(0).
+        padded = np.pad(self.samples, (0, max(0, 512 - len(self.samples))))
+        padded = padded + 1e-7 * np.random.default_rng(0).standard_normal(len(padded))
+        spectrum.specgram(padded, NFFT=512, noverlap=384, Fs=self.rate_hz, vmin=-140, vmax=-30, cmap="magma")
+        spectrum.set(xlabel="seconds", ylabel="Hz", xlim=(0, max(self.duration_s, 0.05)))
+        return figure
+
+    def _repr_html_(self) -> str:
+        """Jupyter's display: a player, the waveform and the spectrogram."""
+        picture = io.BytesIO()
+        self.plot().savefig(picture, format="png", dpi=90)
+        player, image = (base64.b64encode(b).decode() for b in (recordings.to_bytes(self.samples), picture.getvalue()))
+        caption = f"{self.voice + ': ' if self.voice else ''}{self.text}"
+        return (
+            f"<figure><figcaption>{html.escape(caption)}<br><small>{self.duration_s:.2f} s, "
+            f"{html.escape(self.finish_reason)}, seed {self.seed}</small></figcaption>"
+            f'<audio controls src="data:audio/wav;base64,{player}"></audio><br>'
+            f'<img alt="waveform and spectrogram" src="data:image/png;base64,{image}"></figure>'
+        )

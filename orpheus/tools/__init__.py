@@ -1,0 +1,1 @@
+"""About this machine. doctor: what it has and lacks. bench: how fast it is."""

@@ -1,0 +1,249 @@
+"""Measuring a voice: an engine that plays a script has figures that are known beforehand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from orpheus.config import SamplingOptions, VoiceOptions
+from orpheus.errors import UserError
+from orpheus.evaluate import evaluate as module
+from orpheus.evaluate.evaluate import EvaluateOptions, Recording, default_corpus, domain_texts, evaluate, held_out, main
+from orpheus.evaluate.report import HEARD, KINDS, SPOKEN, key
+from tests.support.codec_fixtures import speech_like
+from tests.support.voices import ScriptedEngine, some_codes
+
+FRAME_S = 2048 / 24000
+TEXTS = ("Hello there, <laughs> you.", "It rained all day.", "What, <sighs> again?", "Good morning.")
+KEYS = {key(name, kind) for kind in KINDS for name in (*HEARD, "f0_median_hz") if name != "wer_domain"} | set(SPOKEN)
+
+
+class Parrot:
+    """A recogniser that always hears the same; `says` it on standard output too, as libraries do."""
+
+    name = "parrot"
+
+    def transcribe(self, samples: np.ndarray) -> str:
+        print("a line on standard output")
+        return "hello there you"
+
+
+DETECTOR = SimpleNamespace(
+    KNOWN_TAGS=("<laughs>", "<sighs>", "<gasps>"), detect_tags=lambda samples: [SimpleNamespace(tag="<laughs>")] * 2
+)
+
+
+@pytest.fixture
+def clips() -> list[Recording]:
+    return [Recording(f"{i}.wav", text, None, speech_like(0.5 + 0.1 * i, seed=i)) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def spoken(tts, layout, monkeypatch):
+    """`tts` speaking four utterances: one to its end, one with a wrong id, one without a frame, one without an end."""
+
+    def frames(count: int, *tail: int) -> list[int]:
+        return [*layout.flatten(some_codes(count, seed=count)).tolist(), *tail]
+
+    scripts = [frames(5, layout.end_of_speech), frames(3, layout.slot_range(4)[0]), [layout.bos], frames(6)]
+    monkeypatch.setattr(tts, "engine", ScriptedEngine(layout, scripts))
+    return tts
+
+
+LIMITED = SamplingOptions(seed=10, max_new_tokens=42)
+
+
+def test_figures_of_a_known_script(spoken, clips):
+    report = evaluate(spoken, clips, Parrot(), detector=DETECTOR, sampling=LIMITED)
+    values = {name: figure.value if figure else None for name, figure in report.figures().items()}
+    assert set(values) == KEYS
+    # 36 ids to the end, 22 with a wrong one, 1 wrong one at once, 42 to the limit
+    assert values["out_of_slot_rate"] == pytest.approx(2 / (36 + 22 + 1 + 42))
+    assert values["end_of_speech_share"] == 1 / 4
+    assert values["duration_ratio"] == pytest.approx((5 + 3 + 6) * FRAME_S / (0.5 + 0.6 + 0.7 + 0.8))
+    # 'hello there you' against 3, 4, 2 and 2 words; the utterance without audio has both its words wrong
+    assert values["wer_original"] == pytest.approx((0 + 4 + 3 + 3) / 11)
+    assert values["wer_generated"] == pytest.approx((0 + 4 + 2 + 3) / 11)
+    # a laugh is heard in every sound: right in the first text, wrong in the others
+    assert values["tag_hit_rate"] == values["tag_hit_rate_original"] == 1 / 2
+    assert values["tag_false_alarm_rate_original"] == pytest.approx(3 / (2 + 3 + 2 + 3))
+    assert values["tag_false_alarm_rate"] == pytest.approx(2 / 10)
+    assert values["realtime_factor"] > 0 and report.about["words"] == 11 and report.about["tags"] == 2
+    reasons = [row.takes[0].finish_reason for row in report.rows]
+    assert reasons == ["end_of_speech", "out_of_range", "out_of_range", "max_new_tokens"]
+    silent = report.rows[2].takes[0]
+    assert (silent.tokens, silent.heard.seconds, silent.heard.transcript) == (1, 0, "") and not silent.heard.tags
+
+
+def test_every_take_has_a_seed_of_its_own_and_batches_change_nothing(tts, clips):
+    sampling = SamplingOptions(seed=7, max_new_tokens=21)
+    whole = evaluate(tts, clips, None, samples=2, sampling=sampling)
+    assert sorted(take.seed for row in whole.rows for take in row.takes) == list(range(7, 15))
+    single = evaluate(tts, clips, None, samples=2, sampling=sampling, batch_size=1)
+    for a, b in zip(whole.rows, single.rows, strict=True):
+        assert [(t.seed, t.tokens, t.finish_detail) for t in a.takes] == [(t.seed, t.tokens, t.finish_detail)
+                                                                         for t in b.takes]  # fmt: skip
+
+
+def test_nothing_is_made_up(spoken, clips):
+    report = evaluate(spoken, clips[:1], None, sampling=LIMITED)
+    missing = {name for name, figure in report.figures().items() if figure is None}
+    assert {key(name, kind) for name in HEARD if name != "wer_domain" for kind in KINDS} <= missing
+    assert missing | {"*_ci"} == set(report.missing)
+    assert "pip install pocketsphinx" in report.missing["wer_generated"]
+    assert "embedded voices" in report.missing["tag_hit_rate"] and "one clip" in report.missing["*_ci"]
+
+
+def test_a_tag_that_the_detector_does_not_know_counts_in_neither_rate(spoken, clips):
+    strange = [Recording("a.wav", "Well, <yodels> hello.", None, clips[0].samples)] * 2
+    report = evaluate(spoken, strange, None, detector=DETECTOR, sampling=LIMITED)
+    assert report.figures()["tag_hit_rate"] is report.figures()["tag_false_alarm_rate"] is None
+    assert "<laughs>, <sighs>, <gasps> alone" in report.missing["tag_hit_rate"]
+
+
+def test_voices_are_reported_by_themselves(spoken, clips):
+    named = [Recording(c.name, c.text, "anna" if i < 2 else "ben", c.samples) for i, c in enumerate(clips)]
+    plain = evaluate(spoken, named, Parrot(), sampling=LIMITED, batch_size=2).as_dict()
+    assert set(plain["voices"]) == {"anna", "ben"} and plain["voices"]["anna"]["clips"] == 2
+    assert plain["voices"]["anna"]["wer_original"] == pytest.approx(4 / 7)
+    assert {f"{name}_ci" for name in KEYS} <= set(plain["voices"]["ben"])
+
+
+def test_the_pitch_is_that_of_the_sounds(spoken):
+    tone = (0.3 * np.sin(2 * np.pi * 150 * np.arange(24000) / 24000)).astype(np.float32)
+    report = evaluate(spoken, [Recording("a.wav", "Hello.", None, tone)], None, sampling=LIMITED)
+    assert report.figures()["f0_median_hz_original"].value == pytest.approx(150, rel=0.02)
+
+
+# ---- choosing clips ----
+
+
+def corpus(folder: Path, voices: str) -> str:
+    """Recordings of 0.4 s, one for each word of `voices`; '-' has no voice."""
+    folder.mkdir()
+    lines = ["file_name,text,source"]
+    for i, voice in enumerate(voices.split()):
+        soundfile.write(folder / f"{i}.wav", speech_like(0.4, seed=i), 24000)
+        lines.append(f"{i}.wav,Sentence number {i}.,{voice.strip('-')}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+def voice_of(tts, has_adapter: bool, trained=(), base=()):
+    return SimpleNamespace(codec=tts.codec, renderer=tts.renderer, has_adapter=has_adapter, trained_voices=trained,
+                           base_voices=base)  # fmt: skip
+
+
+def chosen(*arguments, **options) -> list[str]:
+    return [f"{clip.voice}{clip.name[0]}" for clip in held_out(*arguments, **options)]
+
+
+def test_clips_are_those_of_the_model_s_voices(tts, tmp_path):
+    mixed = corpus(tmp_path / "mixed", "anna ben anna ben carl")
+    assert chosen(mixed, voice_of(tts, True, ("ben",), ("anna",))) == ["ben1", "ben3"]
+    assert chosen(mixed, voice_of(tts, False, (), ("anna", "carl"))) == ["anna0", "anna2", "carl4"]
+    assert chosen(mixed, voice_of(tts, False, (), ("anna",)), voice="carl") == ["carl4"]
+    assert chosen(mixed, voice_of(tts, False, (), ("anna", "ben", "carl")), limit=3) == ["anna0", "ben1", "carl4"]
+    assert chosen(corpus(tmp_path / "plain", "- -"), voice_of(tts, True, ("ben",))) == ["None0", "None1"]
+
+
+def test_clips_that_fit_no_voice_are_a_mistake(tts, tmp_path):
+    mixed = corpus(tmp_path / "mixed", "anna ben")
+    with pytest.raises(UserError, match="spoken by zoe: it has anna, ben; name one of them by --voice"):
+        held_out(mixed, voice_of(tts, True, ("zoe",)))
+    with pytest.raises(UserError, match="several voices.*anna, ben by --voice"):
+        held_out(mixed, voice_of(tts, True))
+    for file in (tmp_path / "mixed").glob("*.wav"):
+        soundfile.write(file, np.zeros(9600), 24000)
+    with pytest.raises(UserError, match="none of the clips"):
+        held_out(mixed, voice_of(tts, True, ("ben",)))
+
+
+def test_the_default_clips(adapter_dir):
+    assert default_corpus(VoiceOptions(adapter=None, preset="tiny")) == "embedded:test_corpus"
+    for other in (VoiceOptions(adapter=None, preset="orpheus-3b"), VoiceOptions(adapter=str(adapter_dir))):
+        with pytest.raises(UserError, match="--corpus"):
+            default_corpus(other)
+
+
+def test_domain_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\nTwo.\n", encoding="utf-8")
+    assert domain_texts(str(tmp_path / "a.txt")) == ["One.", "Two."]
+    assert domain_texts(corpus(tmp_path / "folder", "anna ben")) == ["Sentence number 0.", "Sentence number 1."]
+    with pytest.raises(UserError, match="can't read"):
+        domain_texts(str(tmp_path / "b.txt"))
+
+
+# ---- the program ----
+
+
+@pytest.fixture
+def program(spoken, tmp_path, monkeypatch):
+    """`main` on four recordings, with the scripted voice, a recogniser that chatters and a detector."""
+    folder = corpus(tmp_path / "clips", "- - - -")
+    monkeypatch.setattr(module, "load_voice", lambda options: spoken)
+    monkeypatch.setattr(module, "find_detector", lambda tts: DETECTOR)
+    monkeypatch.setattr(module, "PocketSphinx", lambda texts: Parrot())
+
+    def run(**options):
+        main(EvaluateOptions(corpus=folder, sampling=LIMITED, **options))
+
+    return run
+
+
+def test_json_is_one_object_and_nothing_else(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "find_recogniser", lambda name: Parrot())
+    program(json=True, domain=str(tmp_path / "clips"))
+    text = capsys.readouterr().out
+    plain = json.loads(text)
+    assert text.count("\n") == 1
+    keys = KEYS | {key("wer_domain", kind) for kind in KINDS}
+    assert keys <= set(plain) and {f"{name}_ci" for name in keys} <= set(plain)
+    assert {"voices", "clips", "takes", "words", "tags", "base", "adapter", "codec", "codec_identity", "recogniser",
+            "seed", "sampling", "versions", "corpus", "missing"} <= set(plain)  # fmt: skip
+    assert (plain["clips"], plain["seed"], plain["recogniser"]) == (4, 10, "parrot")
+    low, high = plain["wer_original_ci"]
+    assert low <= plain["wer_original"] <= high
+
+
+def test_without_the_recogniser_its_figures_are_null_and_a_line_says_so(program, monkeypatch, capsys, caplog):
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with caplog.at_level(logging.WARNING):
+        program(json=True, limit=2)
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["clips"] == 2 and plain["wer_generated"] is plain["wer_generated_ci"] is plain["recogniser"] is None
+    assert "not measured: wer_original, wer_reconstruction, wer_generated (no recogniser" in caplog.text
+
+
+def test_the_table_and_the_report_in_a_folder(program, tmp_path, capsys):
+    out = tmp_path / "out"
+    program(recogniser="none", out=out)
+    table = capsys.readouterr().out
+    assert "tokens out of their slot" in table and "0.0198 [" in table
+    names = {p.name for p in out.iterdir()}
+    assert {f"clip_{i}_take_0.{suffix}" for i in (0, 1, 3) for suffix in ("wav", "json")} | {
+        "report.json", "metrics.png"} == names  # fmt: skip
+    assert (out / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    assert [row["takes"][0]["tokens"] for row in rows] == [36, 22, 1, 42] and rows[0]["original"]["seconds"] == 0.4
+    with pytest.raises(UserError, match=r"report\.json exists already"):
+        program(recogniser="none", out=out)
+    program(recogniser="none", out=out, overwrite=True)
+
+
+def test_the_readme_explains_every_figure():
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(KEYS) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("option", ["samples", "batch_size"])
+def test_options_out_of_range(option):
+    with pytest.raises(UserError, match=f"{option} is 0"):
+        EvaluateOptions(**{option: 0})

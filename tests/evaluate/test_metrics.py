@@ -1,0 +1,122 @@
+"""What an evaluation counts: words, pitch, and intervals that hold what they promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from orpheus.evaluate.metrics import RESAMPLES, bootstrap, median, median_f0_hz, ratio, word_errors, words
+
+RATE = 24000
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("It's <laughs> 9 o'clock -- NOW!", "it's 9 o'clock now"),
+        ("‘Quoted’, don’t.", "quoted don't"),
+        ("twenty-one 3.5", "twenty one 3 5"),
+        ("<sighs>", ""),
+        ("Grüße, ЁЛКА; 音声。 हिन्दी", "grüße ёлка 音声 हिन्दी"),
+    ],
+)
+def test_words_are_what_can_be_heard(text, expected):
+    assert words(text) == expected.split()
+
+
+@given(st.text())
+@example("e'\u0301 İ Σ")
+def test_words_are_normal_and_stay_so(text):
+    found = words(text)
+    assert words(" ".join(found)) == found
+    assert all(word and not set(word) & set(' <>.,!?-_"') and word == word.strip("'") for word in found)
+
+
+@given(st.lists(st.from_regex(r"[a-z]{1,8}", fullmatch=True), max_size=6), st.sampled_from([".", "!", "<laughs>", "—"]))
+def test_case_tags_and_punctuation_make_no_error(plain, between):
+    assert word_errors(" ".join(plain), f" {between} ".join(plain).upper().replace("<LAUGHS>", "<laughs>")) == 0
+
+
+@pytest.mark.parametrize(
+    "transcript, errors",
+    [
+        ("the train to london is late", 0),
+        ("the rain to london is late", 1),
+        ("train to london is late", 1),
+        ("the train to to london is late", 1),
+        ("a plane", 6),
+        ("", 6),
+    ],
+)
+def test_word_errors_of_known_edits(transcript, errors):
+    assert word_errors("The train to London, <sighs> is late.", transcript) == errors
+
+
+def test_word_errors_without_a_reference_are_insertions():
+    assert word_errors("<laughs>", "ha ha") == 2 and word_errors("<laughs>", "") == 0
+
+
+def test_a_ratio_is_the_sum_over_the_sum_and_a_median_the_middle():
+    figure = ratio([1, 0, 3], [10, 5, 5])
+    assert figure.value == pytest.approx(4 / 20) and figure.interval[0] <= 0.2 <= figure.interval[1]
+    assert ratio([[1, 0], [3, 0]], [[5, 5], [5, 5]]).value == pytest.approx(4 / 20)
+    assert median([[100.0, None], [None, None], [120.0, 200.0]]).value == 120
+
+
+def test_nothing_counted_is_no_figure_and_one_clip_no_interval():
+    assert ratio([0, 0], [0, 0]) is None and ratio([2], [0]) is None
+    assert median([None, float("nan")]) is None
+    assert ratio([1], [4]).interval is None and ratio([1, 0], [4, 0]).interval is None
+    assert median([[100.0, 110.0]]).interval is None
+
+
+def test_takes_of_one_clip_are_drawn_together():
+    """Two clips, each always the same: a hundred takes of each are no more evidence than one."""
+    assert ratio([[1] * 100, [0] * 100], [[1] * 100] * 2).interval == ratio([1, 0], [1, 1]).interval == (0, 1)
+
+
+def test_intervals_are_deterministic_and_differ_by_seed():
+    values = np.random.default_rng(0).random(40)
+
+    def mean(chosen):
+        assert chosen.shape == (RESAMPLES, 40)
+        return values[chosen].mean(axis=1)
+
+    assert bootstrap(mean, 40, seed=1) == bootstrap(mean, 40, seed=1) != bootstrap(mean, 40, seed=2)
+
+
+def test_intervals_hold_the_truth_about_95_times_in_100():
+    """150 experiments of 50 clips each: 142 are expected, and 8 are three standard errors of the count."""
+    rng = np.random.default_rng(5)
+    inside = {"wer": 0, "median": 0}
+    for _ in range(150):
+        lengths = rng.integers(5, 15, 50)
+        low, high = ratio(rng.binomial(lengths, 0.3), lengths).interval
+        inside["wer"] += low <= 0.3 <= high
+        low, high = median(rng.normal(170, 10, 50)).interval
+        inside["median"] += low <= 170 <= high
+    assert all(134 <= count <= 149 for count in inside.values()), inside
+
+
+@pytest.mark.parametrize("hz", [80, 117, 168, 207, 300])
+def test_pitch_of_tones_and_pulses(hz):
+    turns = np.arange(RATE) * hz / RATE
+    rng = np.random.default_rng(0)
+    pulses = np.diff(np.floor(turns), prepend=0)
+    for sound in (0.3 * np.sin(2 * np.pi * turns), 0.5 * pulses, pulses + 0.02 * rng.standard_normal(RATE)):
+        assert median_f0_hz(sound.astype(np.float32)) == pytest.approx(hz, rel=0.02)
+
+
+def test_pitch_of_the_voiced_part_alone():
+    rng = np.random.default_rng(0)
+    tone = 0.3 * np.sin(2 * np.pi * 150 * np.arange(RATE) / RATE)
+    sound = np.concatenate([0.05 * rng.standard_normal(RATE), tone, np.zeros(RATE)]).astype(np.float32)
+    assert median_f0_hz(sound) == pytest.approx(150, rel=0.02)
+
+
+@pytest.mark.parametrize("count", [0, 100, RATE])
+def test_nothing_voiced_has_no_pitch(count):
+    assert median_f0_hz(np.zeros(count, np.float32)) is None
+    assert median_f0_hz(np.random.default_rng(1).standard_normal(count).astype(np.float32)) is None
