@@ -196,7 +196,7 @@ def open_llamacpp(wish: Wish) -> Opened:
     model = LlamaCppModel(path, threads=wish.threads, gpu_layers=0 if wish.device == "cpu" else wish.gpu_layers)
     if wish.device.startswith("cuda") and not model.on_gpu:
         raise UserError(f"device '{wish.device}' was asked for, but llama.cpp was built without GPU support here: see "
-                        "the README on building it, or use --device cpu")  # fmt: skip
+                        "docs/export.md on building it, or use --device cpu")  # fmt: skip
     made = model.made
     codec = wish.codec or (made.codec if made else None)
     if not codec:

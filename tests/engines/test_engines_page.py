@@ -1,11 +1,7 @@
-"""docs/engines.md can't rot: what it names exists, its commands parse, its limits are the code's."""
+"""What docs/engines.md says of servers and limits is the code's."""
 
 from __future__ import annotations
 
-import ast
-import importlib
-import re
-import shlex
 from pathlib import Path
 
 import yaml
@@ -16,35 +12,20 @@ from orpheus.engines.remote.servers import KINDS
 from orpheus.engines.tensorrt import engine as trtllm
 from orpheus.engines.tensorrt.smoke import SmokeOptions
 from orpheus.engines.vllm import engine as vllm_engine
+from tests.support.pages import DOCS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+TEXT = DOCS["engines"].text
 
 
-def test_what_it_names_exists():
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL))
-    paths = [s for s in spans if re.fullmatch(r"[\w./-]+\.(py|md|yaml|txt)", s) and "/" in s]
-    assert len(paths) >= 3 and all((ROOT / path).is_file() for path in paths), paths
+def test_it_names_every_kind_of_server_and_the_files_for_tensorrt():
     assert f"`{trtllm.BUILD}`" in TEXT and f"/{trtllm.SERVE}" in TEXT
     for kind in KINDS:
         assert kind.name in TEXT, kind.name
 
 
-def test_its_python_imports_what_there_is():
-    for block in blocks("python"):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom):
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, alias.name) for alias in node.names)
-
-
-def test_its_own_command_parses():
-    [line] = [line for block in blocks("bash") for line in block.splitlines() if "tensorrt.smoke" in line]
-    options = parse(SmokeOptions, shlex.split(line)[3:])
+def test_the_tensorrt_smoke_s_options():
+    [line] = [c for c in DOCS["engines"].commands() if "orpheus.engines.tensorrt.smoke" in c]
+    options = parse(SmokeOptions, line[3:])
     assert parse(SmokeOptions, []) == SmokeOptions()
     assert (options.model, options.voice) == (Path("exported/merged"), "tara")
 
@@ -57,9 +38,9 @@ def test_its_limits_are_the_code_s():
 
 
 def test_servers_listen_on_this_machine_only():
-    for line in "".join(blocks("bash")).replace("\\\n", " ").splitlines():
-        if "--port 8000" in line:
-            assert "--host 127.0.0.1" in line, line
+    for command in DOCS["engines"].commands():
+        if "8000" in command:
+            assert command[command.index("--host") + 1] == "127.0.0.1", command
     service = yaml.safe_load((ROOT / "docker" / "trtllm" / "compose.yaml").read_text())["services"]["trtllm"]
     assert service["ports"] == ["127.0.0.1:8000:8000"] and service["image"] == trtllm.IMAGE
     assert trtllm.SERVE in service["command"]

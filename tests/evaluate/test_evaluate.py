@@ -18,6 +18,7 @@ from orpheus.evaluate import evaluate as module
 from orpheus.evaluate.evaluate import EvaluateOptions, Recording, default_corpus, domain_texts, evaluate, held_out, main
 from orpheus.evaluate.report import HEARD, KINDS, SPOKEN, key
 from tests.support.codec_fixtures import speech_like
+from tests.support.pages import DOCS
 from tests.support.voices import ScriptedEngine, some_codes
 
 FRAME_S = 2048 / 24000
@@ -238,8 +239,8 @@ def test_the_table_and_the_report_in_a_folder(program, tmp_path, capsys):
     program(recogniser="none", out=out, overwrite=True)
 
 
-def test_the_readme_explains_every_figure():
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_page_explains_every_figure():
+    text = DOCS["evaluate"].text
     assert [name for name in sorted(KEYS) if f"`{name}`" not in text] == []
 
 

@@ -1,4 +1,4 @@
-"""docker/ and docs/deploy.md can't rot: the image gets what it needs, commands parse, figures are arithmetic."""
+"""docker/ and docs/deploy.md can't rot: the image gets what it needs, figures are arithmetic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,11 +18,11 @@ import yaml
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.cli import parse
 from orpheus.codec.snac import SAMPLES_PER_FRAME
-from orpheus.export.command import ExportOptions
 from orpheus.format.tokens import FRAME_SLOTS
+from tests.support.pages import DOCS, ROOT, table
 
-ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+PAGE, MEASURED = DOCS["deploy"], DOCS["measured"]
+TEXT = PAGE.text
 INSTRUCTIONS = [
     line.split(maxsplit=1)
     for line in re.sub(r"\\\n\s*", "", (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")).splitlines()
@@ -33,15 +32,6 @@ INSTRUCTIONS = [
 
 def instructions(name: str) -> list[str]:
     return [rest for word, rest in INSTRUCTIONS if word == name]
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [
-    shlex.split(line, comments=True) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()
-]
 
 
 def served(arguments: list[str]):
@@ -79,7 +69,7 @@ def test_the_image_runs_as_nobody_and_gets_the_signals():
     assert {name for _, name in stages} >= {"packages-cpu", "packages-cuda"}
     assert stages[-1][0] == "packages-${DEVICE}" and instructions("ARG") == ["DEVICE=cpu"]
     python = re.fullmatch(r"python:(\d\.\d+)-slim-\w+", stages[0][0])
-    assert python and f"| Python | {python[1]} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert python and f"| Python | {python[1]} |" in MEASURED.text
 
 
 @pytest.mark.slow
@@ -130,30 +120,11 @@ def test_compose_is_careful():
 # ---- the page ----
 
 
-def test_its_commands_parse():
-    ours = [c for c in COMMANDS if c[:3] == ["python", "-m", "orpheus"]]
-    assert len(ours) >= 8 and any("--server" in c for c in ours)
-    for command in ours:
-        if command[3] == "bench":
-            continue  # tests/tools/test_bench.py
-        assert command[3] in ("serve", "export"), command
-        served(command[4:]) if command[3] == "serve" else parse(ExportOptions, command[4:])
-    [ray] = [c for c in COMMANDS if c[:2] == ["python", "examples/ray_serve.py"]]
-    known = set(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / "examples" / "ray_serve.py").read_text()))
-    assert {word for word in ray if word.startswith("--")} <= known
-
-
-def test_what_it_names_exists():
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL))
-    paths = {s for s in spans if re.fullmatch(r"[\w./-]+\.(py|md|yaml)|docker/Dockerfile", s)}
-    paths |= {word for c in COMMANDS for word in c if word.startswith("docker/")}
-    assert len(paths) >= 4 and all((ROOT / path).is_file() for path in paths), paths
-    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^##? (.*)$", TEXT, re.M)}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT.replace("\n", ""))) <= headings
+def test_its_figures_for_prometheus_are_the_server_s():
     from orpheus.serve.admission import Admission
     from orpheus.serve.counts import Counts
 
-    figures = {s for s in spans if s.startswith("orpheus_")}
+    figures = {s for s in PAGE.spans if s.startswith("orpheus_")}
     text = Counts(Admission(1, 1)).text()[0].decode()
     assert len(figures) >= 6 and all(f"# HELP {f} " in text for f in figures), figures
 
@@ -178,19 +149,20 @@ def test_its_figures_are_arithmetic():
         found = [int(cell.split(":")[0].replace(",", "")) for cell in (steps, steps_4bit, fit)]
         assert found == [round(tb * 1000 / 6.6), round(tb * 1000 / 2.4), int((0.9 * gb - 6.6 - 0.08) / 0.16)], memory
         assert ("not real time" in steps) == (found[0] < rate)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listeners_of = {row["tokens a second"]: row["listeners at once"] for row in table(MEASURED, "where")}
     for tokens, listeners in (("9.2", "0.11"), ("5.2", "0.06"), ("1.3", "0.02")):
         assert f"{float(tokens) / rate:.2f}" == listeners
-        assert any(tokens in row[1] and row[2] == f"{listeners} a core" for row in rows) and tokens in readme
+        said = [at_once for speed, at_once in listeners_of.items() if speed.startswith(tokens)]
+        assert said == [f"{listeners} a core"] and MEASURED.text.count(tokens) >= 2
     frame_s = SAMPLES_PER_FRAME / SAMPLE_RATE_HZ
-    assert f"{frame_s / 0.026:.1f} a core" in TEXT and "26 ms a frame" in readme
-    assert f"{1 / (rate * 10e-6):,.0f}"[:3] == "1,2" and "1,200 a core" in TEXT
+    assert listeners_of["26 ms a frame"] == f"{frame_s / 0.026:.1f} a core" and "(26 ms a frame" in MEASURED.text
+    assert f"{1 / (rate * 10e-6):,.0f}"[:3] == "1,2" and "1,200 a core" in listeners_of.values()
 
 
 def test_the_proxies_pass_speech_on_at_once():
-    [nginx], [caddy] = blocks("nginx"), blocks("caddy")
+    [nginx], [caddy], [yml] = ([b.code for b in PAGE.blocks(name)] for name in ("nginx", "caddy", "yaml"))
     for line in ("proxy_buffering off;", "proxy_http_version 1.1;", "location = /metrics { return 404; }"):
         assert line in nginx
     assert "flush_interval" not in caddy and "respond /metrics 404" in caddy  # with -1 it would not hang up behind
-    [prometheus] = map(yaml.safe_load, blocks("yaml"))
+    prometheus = yaml.safe_load(yml)
     assert prometheus["scrape_configs"][0]["authorization"]["credentials_file"]

@@ -16,6 +16,7 @@ from benchmarks.machine import ROOT, describe, without_paths
 from benchmarks.smoke.data import durations
 from orpheus.errors import UserError
 from orpheus.tools import bench
+from tests.support.pages import DOCS
 
 CPU = Options(device="cpu", size="tiny")
 
@@ -104,9 +105,9 @@ def test_clips_are_as_long_as_elise_s():
     assert 2.9 < seconds.sum() / 3600 < 3.1 and seconds.min() >= 1.0 and seconds.max() <= 22.0
 
 
-def test_the_readme_s_cpu_figures_are_the_measured_ones():
+def test_the_page_s_cpu_figures_are_the_measured_ones():
     measured = json.loads((ROOT / "benchmarks" / "results" / "full_size_cpu.json").read_text(encoding="utf-8"))["full"]
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| on a CPU, ", 1)[1].split("\n\n", 1)[0]
+    table = DOCS["measured"].text.split("| on a CPU, ", 1)[1].split("\n\n", 1)[0]
     rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in table.splitlines()[2:]]
     for column, mode in enumerate(("default", "4bit")):
         found = measured[mode]

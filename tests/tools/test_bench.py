@@ -25,6 +25,7 @@ from orpheus.model.adapter import add_lora
 from orpheus.model.base import load_base
 from orpheus.tools import bench
 from tests.support.codec_fixtures import speech_like, tiny_snac
+from tests.support.pages import DOCS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,10 +130,10 @@ def test_impossible_options_are_refused():
             make()
 
 
-def test_the_readme_s_and_the_makefile_s_commands_parse():
+def test_the_page_s_and_the_makefile_s_commands_parse():
     from orpheus.cli import parse
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = DOCS["performance"].text + (ROOT / "Makefile").read_text(encoding="utf-8")
     found = re.findall(r"python -m orpheus bench (\w+)([^\n#`]*)", text)
     assert {name for name, _ in found} == set(bench.BENCHMARKS) and "\nmake bench " in text
     for name, options in found:
