@@ -30,7 +30,8 @@ from orpheus.data.encoding import Encoder, Part, frames_of, read_ahead
 from orpheus.data.sources import Progress, Record, Source, open_source
 from orpheus.data.usual import Heard, SpeechStatistics, learn, longest_silence_s
 from orpheus.errors import UserError
-from orpheus.format.prompt import Example, Renderer, check_text, check_voice, tag_census, tag_warnings
+from orpheus.format.prompt import EMPTY_CELLS, Example, Renderer, check_text, check_voice, tag_census, tag_warnings
+from orpheus.format.texts import census, changes, normalise
 from orpheus.format.tokens import FRAME_SLOTS, Codes
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Clip:
     key: str  # SHA-256 of its samples, float32 at 24 kHz
     findings: tuple[str, ...] = ()  # what is not quite right with the recording, as 'clipped: ...'
     silence_s: float = 0.0  # the longest silence in it
+    changes: tuple[str, ...] = ()  # what was normalised in its text
 
 
 class Unfit(Exception):
@@ -123,6 +125,9 @@ class Corpus:
             "tokens": _spread([clip.tokens for clip in self.clips], ".0f"),
             "voices": ", ".join(self.voices) or "one, without a name",
             "tags": _counts(self.tags) or "none",
+            "texts": f"normalised: {changed}"
+            if (changed := census(clip.changes for clip in self.clips))
+            else "as given",
             "repeated": _counts({text: n for text, n in repeated.most_common(3) if n > 1}) or "no text twice",
             "rejected": f"{len(self.rejections)}: {_counts(dict(reasons.most_common()))}" if reasons else "none",
         }
@@ -266,7 +271,18 @@ def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_secon
         room_s = (max_seq_length - overhead) // FRAME_SLOTS * codec.samples_per_frame / recordings.SAMPLE_RATE_HZ
         room = f"{max_seq_length} hold {max(room_s, 0):.1f} s with this text"
         raise Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
-    clip = Clip(record.name, text, voice, seconds, tokens, read.loudness_db, read.key, read.findings, read.silence_s)
+    clip = Clip(
+        record.name,
+        text,
+        voice,
+        seconds,
+        tokens,
+        read.loudness_db,
+        read.key,
+        read.findings,
+        read.silence_s,
+        changes(record.text),
+    )
     return clip, read.samples
 
 
@@ -277,12 +293,14 @@ def _missing(cell: Any) -> bool:
 def _text(cell: Any) -> str:
     if _missing(cell):
         raise Unfit("no text", "the transcript is missing")
+    if isinstance(cell, str) and cell.strip() in EMPTY_CELLS:
+        raise Unfit("no text", f"the transcript is {cell.strip()!r}, which programs write where there is none")
     try:
         return check_text(cell)
     except UserError as error:
         reason = "bad text"
         with contextlib.suppress(UserError):
-            check_text(re.sub("[<>]", " ", cell) if isinstance(cell, str) else None)
+            check_text(re.sub("[<>]", " ", normalise(cell)) if isinstance(cell, str) else None)
             reason = "bad tag"  # nothing else is wrong with it
         raise Unfit(reason, error) from error
 
@@ -291,7 +309,7 @@ def _voice(cell: Any) -> str | None:
     if _missing(cell):
         return None
     try:
-        return check_voice(str(cell).strip(), ())
+        return check_voice(normalise(str(cell)).strip(), ())
     except UserError as error:
         raise Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orpheus.errors import UserError
+from orpheus.format.texts import around, check_decoded, normalise
 from orpheus.format.tokens import CUSTOM_TOKEN, Codes, TokenLayout
 
 IGNORE = -100  # the label that PyTorch's cross entropy leaves out
@@ -41,6 +42,26 @@ _TAG = re.compile(r"<([^<>]*)>")
 _TAG_NAME = re.compile(r"[^\W\d_][\w' -]*", re.UNICODE)  # a word, or a few words, in any script
 _CUSTOM_TOKEN = re.compile(CUSTOM_TOKEN.format(r"\d+"))
 _VOICE_PREFIX = re.compile(r"^\s*([^\s:<>]+)\s*:\s+(?=\S)")
+_LIKE_A_VOICE = re.compile(r"^\s*([^:<>]{1,40}?)\s*[:：](?=\s*\S)")
+# What people write for <laughs>; the second of each pair says whether all such words are suspect, or those like a tag.
+_BRACKETS = (
+    (re.compile(r"\[([^\[\]]{1,60})\]"), True), (re.compile(r"\{([^{}]{1,60})\}"), True),
+    (re.compile(r"(?<!\w)(\*{1,2})(?=\S)([^*\n]{1,60}?)(?<=\S)\1(?!\w)"), True),
+    (re.compile(r"(?<!\w)(_{1,2})(?=\S)([^_\n]{1,60}?)(?<=\S)\1(?!\w)"), False),
+    (re.compile(r"(?<!\w)(~)(?=\S)([^~\n]{1,60}?)(?<=\S)\1(?!\w)"), False),
+    (re.compile(r"\(([^()]{1,60})\)"), False), (re.compile(r"（([^（）]{1,60})）"), False),
+    (re.compile(r"【([^【】]{1,60})】"), True), (re.compile(r"［([^［］]{1,60})］"), True),
+    (re.compile(r"＜([^＜＞]{1,60})＞"), True), (re.compile(r"[〈《]([^〈〉《》]{1,60})[〉》]"), False),
+    (re.compile(r"‹([^‹›]{1,60})›"), False), (re.compile(r"(?<!\w)(:)([a-z_]{3,20})\1(?!\w)"), False),
+)  # fmt: skip
+NOT_SPOKEN = frozenset({"unk", "pad", "s", "eos", "bos", "mask", "cls", "sep", "think", "thinking", "reasoning",
+    "tool_call", "system", "user", "assistant"})  # fmt: skip
+"""Marks of language models' own. As tags they mean that the text is not what is to be said."""
+HTML_TAGS = frozenset({"a", "b", "i", "u", "em", "strong", "span", "div", "font", "small", "big", "sub", "sup",
+    "code", "pre", "blockquote", "img", "li", "ul", "ol", "tt"})  # fmt: skip
+EMPTY_CELLS = frozenset({"nan", "NaN", "NAN", "null", "NULL", "Null", "None", "NONE", "N/A", "n/a", "#N/A",
+    "NA", "<NA>", "NaT", "nil", "undefined", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!"})  # fmt: skip
+"""What programs write into a table where there is no text."""
 
 
 def find_tags(text: str) -> list[str]:
@@ -78,40 +99,82 @@ def tag_census(texts: Iterable[str]) -> Counter[str]:
 
 
 def tag_warnings(texts: Iterable[str], known: Iterable[str] = KNOWN_TAGS) -> list[str]:
-    """One line for each tag that looks like a slip of a known one; custom tags that resemble nothing pass."""
-    names = list(known)
+    """One line for each tag that looks like a slip of a known one, for HTML, and for what stands in other brackets.
+
+    Custom tags that resemble nothing pass, and so does what stands in round brackets and is like no tag.
+    """
+    names, texts = list(known), list(texts)
     warnings = []
     for tag, count in sorted(tag_census(texts).items()):
         better = suggest_tag(tag, names)
         if better is not None:
             warnings.append(f"<{tag}> ({count} times) is not a known tag: did you mean <{better}>?")
+        elif tag.lower() in HTML_TAGS and tag not in names:
+            warnings.append(f"<{tag}> ({count} times) looks like HTML, which is not spoken: leave it out")
+    directions = Counter(found for text in texts for found in _directions(text, names))
+    for (written, better), count in sorted(directions.items(), key=str):
+        advice = f"did you mean <{better}>?" if better else "write what is said, or a tag like <laugh>"
+        warnings.append(f"{written} ({count} times) is read out as words: {advice}")
     return warnings
 
 
+def _directions(text: str, known: Sequence[str]) -> Iterable[tuple[str, str | None]]:
+    """What stands in brackets other than < and > and seems to be meant as a tag, each with the tag it is like."""
+    text = _TAG.sub(" ", text)
+    for pattern, suspect in _BRACKETS:
+        for match in pattern.finditer(text):
+            better = _meant(match.groups()[-1], known)
+            if better or (suspect and any(c.isalpha() for c in match.groups()[-1])):
+                yield match.group(), better
+
+
+def _meant(words: str, known: Sequence[str]) -> str | None:
+    """The known tag that a stage direction names: itself, one of its few words, or (Chinese, ...) a part of it."""
+    clean = " ".join(words.strip(" .,!?…").lower().split())
+    parts = clean.split()
+    for part in [clean, *parts] if len(parts) <= 4 else []:
+        found = part if part in known else suggest_tag(part, known) if len(part) > 3 else None
+        if found and (len(parts) == 1 or _stem(part) == _stem(found)):  # of a phrase's words only what is sure
+            return found
+    inside = [tag for tag in known if not clean.isascii() and clean and clean in tag]
+    return inside[0] if inside else None
+
+
 def check_text(text: Any) -> str:
-    """The text with single spaces. UserError for no text, nothing speakable, or a malformed tag."""
+    """The text as it is trained on and spoken: normalised, with single spaces.
+
+    UserError for no text, nothing speakable, a malformed tag, or half a character. It quotes the place.
+    """
     if not isinstance(text, str):
         raise UserError(f"the text is {type(text).__name__}, expected a string")
-    clean = " ".join(text.split())
+    check_decoded(text)
+    clean = " ".join(normalise(text).split())
     if not clean:
         raise UserError("the text is empty: give at least one word to speak")
     if "\ufffd" in clean:
-        raise UserError(
-            f"the text {clean[:40]!r} holds replacement characters: it was read in the wrong encoding, save it as UTF-8"
-        )
-    for tag in find_tags(clean):
-        if _CUSTOM_TOKEN.fullmatch(f"<{tag}>"):
-            raise UserError(
-                f"'<{tag}>' in {clean[:60]!r} is one of the model's control tokens: remove it from the text"
-            )
-        if not _TAG_NAME.fullmatch(tag):
-            raise UserError(f"'<{tag}>' in {clean[:60]!r} is not a tag: write a word between < and >, like <laugh>")
-    rest = _TAG.sub(" ", clean)
-    if "<" in rest or ">" in rest:
-        raise UserError(f"a tag in {clean[:60]!r} is not closed: write it as <laugh>, or leave out '<' and '>'")
+        place = around(clean, clean.index("\ufffd"))
+        raise UserError(f"the text {place} holds replacement characters: it was read in the wrong encoding, save it "
+                        "as UTF-8")  # fmt: skip
+    for match in _TAG.finditer(clean):
+        _check_tag(match.group(1), around(clean, match.start()))
+    rest = _TAG.sub(lambda match: " " * len(match.group()), clean)  # of the same length: places stay
+    stray = re.search("[<>]", rest)
+    if stray:
+        place = around(clean, stray.start())
+        raise UserError(f"a tag in {place} is not closed: write it as <laugh>, or leave out '<' and '>'")
     if not any(c.isalnum() for c in clean):
         raise UserError(f"the text {clean[:40]!r} has no letter, digit or tag to speak")
     return clean
+
+
+def _check_tag(tag: str, place: str) -> None:
+    if _CUSTOM_TOKEN.fullmatch(f"<{tag}>"):
+        raise UserError(f"'<{tag}>' in {place} is one of the model's control tokens: remove it from the text")
+    if tag.lower() in NOT_SPOKEN:
+        raise UserError(f"'<{tag}>' in {place} is a language model's own mark, nothing to speak: remove it from the "
+                        "text")  # fmt: skip
+    if not _TAG_NAME.fullmatch(tag):
+        raise UserError(f"'<{tag}>' in {place} is not a tag: write a word between < and >, like <laugh>")
 
 
 def split_voice(text: str, voices: Sequence[str]) -> tuple[str | None, str]:
@@ -120,6 +183,19 @@ def split_voice(text: str, voices: Sequence[str]) -> tuple[str | None, str]:
     if match and match.group(1) in voices:
         return match.group(1), text[match.end() :]
     return None, text
+
+
+def voice_hints(texts: Iterable[str], voices: Sequence[str]) -> list[str]:
+    """A line for each text that begins almost as 'voice: ' does ('Tara: ', 'tara:hello'): it would be read aloud."""
+    hints: dict[str, None] = {}
+    for text in texts:
+        match = _LIKE_A_VOICE.match(text)
+        if not match or split_voice(text, voices)[0]:
+            continue
+        meant = next((voice for voice in voices if voice.casefold() == match.group(1).casefold()), None)
+        if meant:
+            hints[f"{text[: match.end()]!r} is read aloud: to choose the voice, write '{meant}: text'"] = None
+    return list(hints)
 
 
 def check_voice(voice: str | None, voices: Sequence[str]) -> str | None:
@@ -163,7 +239,8 @@ class Renderer:
         special = sorted({int(i) for i in ids if self._is_special(int(i))})
         if special:
             names = ", ".join(self.tokenizer.convert_ids_to_tokens(special))
-            raise UserError(f"the text {text[:40]!r} contains the control token {names}: remove it from the text")
+            place = around(text, max(text.find(str(self.tokenizer.convert_ids_to_tokens(special[:1])[0])), 0))
+            raise UserError(f"the text {place} contains the control token {names}: remove it from the text")
         return [self.layout.bos, *map(int, ids)]
 
     def _is_special(self, token_id: int) -> bool:

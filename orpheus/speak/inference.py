@@ -30,7 +30,8 @@ from orpheus.engines.base import Engine
 from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
 from orpheus.errors import UserError
 from orpheus.format.pieces import split
-from orpheus.format.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings
+from orpheus.format.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings, voice_hints
+from orpheus.format.texts import normalise
 from orpheus.model.base import has_gpu
 from orpheus.model.provenance import versions
 from orpheus.speak.guard import Watch
@@ -207,7 +208,7 @@ class OrpheusInference:
         sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
         chosen, clean = self._voice_of(text, voice)
         self._warn_of([text], {chosen})
-        _, rest = split_voice(text, self.voices)  # with the ends of its paragraphs
+        _, rest = split_voice(normalise(text), self.voices)  # with the ends of its paragraphs
         limit = min(reading.piece_chars, self.usual.longest_text or reading.piece_chars)
 
         def speak(piece: str, seed: int, before: Before | None, closed: Closed) -> Spoken:
@@ -293,7 +294,7 @@ class OrpheusInference:
         return check_voice(chosen, self.voices if self.base_voices else ()), rest
 
     def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
-        for warning in tag_warnings(texts):
+        for warning in [*tag_warnings(texts), *voice_hints(texts, self.voices)]:
             log.warning("%s", warning)
         for name in sorted({voice for voice in voices if voice} - set(self.voices)):
             log.warning("voice '%s' was not in the training data: the model may ignore it", name)

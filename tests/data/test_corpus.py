@@ -128,6 +128,12 @@ def float_wav(samples: np.ndarray) -> bytes:
     ({"audio": wav(speech_like(30.0))}, "too long", "30.0 s make"),
     ({"text": None}, "no text", "missing"),
     ({"text": " \n"}, "no text", "missing"),
+    ({"text": "nan"}, "no text", "'nan', which programs write"),
+    ({"text": "NULL"}, "no text", "programs write"),
+    ({"text": "#N/A "}, "no text", "programs write"),
+    ({"text": "Well <unk>"}, "bad tag", "own mark"),
+    ({"text": "Well &lt;3 you"}, "bad tag", "not closed"),
+    ({"text": "\u200b\ufeff"}, "bad text", "empty"),
     ({"text": "Well <laugh"}, "bad tag", "not closed"),
     ({"text": "Well <3 you"}, "bad tag", "not closed"),
     ({"text": "Well <> you"}, "bad tag", "not a tag"),
@@ -145,6 +151,16 @@ def test_reasons(row, reason, detail, tmp_path, run):
     (rejection,) = result.rejections
     assert rejection.reason == reason and detail in rejection.detail and rejection.name.startswith("row 1")
     assert [clip.text for clip in result.clips] == ["Fine."]
+
+
+def test_texts_are_normalised_and_the_report_says_so(run):
+    texts = ["hel\u200blo it\u2019s <br> &amp; you", "Fine.", "Tom [laughs] *sighs*"]
+    rows = [{"audio": {"path": None, "bytes": GOOD}, "text": text, "source": "mi\u200ba"} for text in texts]
+    result = run(datasets.Dataset.from_list(rows), max_seq_length=2048)
+    assert [clip.text for clip in result.clips] == ["hello it's & you", *texts[1:]] and result.voices == ("mia",)
+    said = result.summary()
+    assert said.count("normalised: 1 of 3 (") == 1 and "1 invisible characters" in said and "1 quotes" in said
+    assert "did you mean <laughs>?" in said and "did you mean <sighs>?" in said
 
 
 def test_text_that_the_renderer_refuses(run, monkeypatch):
