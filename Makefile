@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
 
-.PHONY: help setup setup-engines demo serve evaluate test test-engines smoke bench check format clean
+.PHONY: help setup setup-engines demo serve evaluate test test-all test-engines smoke bench check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,8 +30,15 @@ serve: $(VENV)/.ready  ## serve the embedded voice on http://127.0.0.1:8000: Ope
 evaluate: $(VENV)/.ready-dev  ## measure the embedded base on its test clips (CPU, no download)
 	$(BIN)/python -m orpheus evaluate --preset tiny
 
+# A worker process for each core, and one thread in each: more threads than cores only wait for each other.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+
 test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: test  ## run the tests and the slow ones: whole trainings, several processes
+	$(PYTEST) -m "slow and not engines"
 
 test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (sets it up first)
 	$(BIN)/python -m pytest -m engines

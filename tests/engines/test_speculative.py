@@ -161,7 +161,6 @@ def test_feeding_several_ids_gives_the_scores_of_one_at_a_time(embedded):
         assert framed[row].isfinite().sum() == len(legal)
 
 
-@pytest.mark.slow
 def test_on_the_embedded_base_the_first_ids_are_those_of_strict_decoding(embedded):
     """Pairs of first ids, by a draft that is often wrong, and strict's own, against their exact probabilities."""
     loaded, prompt = embedded

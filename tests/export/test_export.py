@@ -133,8 +133,6 @@ def test_another_codec_is_refused(merged_dir):
         OrpheusInference(None, base=str(merged_dir), codec=TINY.codec)
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_an_export_in_4_bit_is_checked_too(tmp_path, capsys):
     export.main(ExportOptions(preset="tiny", out=tmp_path / "small", dtype="4bit"))
     assert "50 frames" in capsys.readouterr().out
@@ -156,7 +154,6 @@ def test_an_export_is_checked_against_its_source(tmp_path, capsys):
     assert speech.voice == "tara" and speech.finish_reason == "end_of_speech" and speech.duration_s > 0.3
 
 
-@pytest.mark.slow
 def test_what_fails_the_check_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(LIMITS, "bfloat16", -1.0)
     with pytest.raises(SystemExit) as stopped, one_line_errors():

@@ -132,28 +132,35 @@ import sys, torch
 from orpheus.model.adapter import attach_adapter
 from orpheus.model.base import load_base
 from pathlib import Path
-loaded = attach_adapter(load_base(sys.argv[1], load_in_4bit=sys.argv[3] == "4"), Path(sys.argv[2]))
-ids = torch.tensor([eval(sys.argv[5])])
-with torch.inference_mode():
-    torch.save(loaded.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float(), sys.argv[4])
+base, folder, ids = sys.argv[1], Path(sys.argv[2]), torch.tensor([eval(sys.argv[3])])
+for bits in (4, 32):
+    loaded = attach_adapter(load_base(base, load_in_4bit=bits == 4), folder / f"adapter_{bits}")
+    with torch.inference_mode():
+        logits = loaded.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+    torch.save(logits, folder / f"logits_{bits}.pt")
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", ["4", "32"])
-def test_reloaded_in_a_fresh_process_the_logits_are_the_same(base_dir, tmp_path, bits):
-    base = load_base(str(base_dir), load_in_4bit=bits == "4")
+def trained_a_little(base_dir: Path, in_4bit: bool, folder: Path) -> torch.Tensor:
+    """Logits of an adapter after three steps, which is saved to `folder`."""
+    base = load_base(str(base_dir), load_in_4bit=in_4bit)
     loaded = add_lora(base, LoraOptions(r=4), alpha=8, gradient_checkpointing=False, seed=0)
     optimiser = torch.optim.AdamW([p for p in loaded.model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
         optimiser.zero_grad()
         loaded.model.train()(input_ids=IDS, labels=IDS).loss.backward()
         optimiser.step()
-    folder = save_adapter(loaded, tmp_path / "adapter", provenance_of(base))
-    subprocess.run([sys.executable, "-c", FRESH, str(base_dir), str(folder), bits, str(tmp_path / "logits.pt"),
-                    str(IDS[0].tolist())], check=True, cwd=ROOT, capture_output=True)  # fmt: skip
-    reloaded = torch.load(tmp_path / "logits.pt", weights_only=True)
-    assert torch.allclose(reloaded, logits(loaded), atol=1e-5)
+    save_adapter(loaded, folder, provenance_of(base))
+    return logits(loaded)
+
+
+def test_reloaded_in_a_fresh_process_the_logits_are_the_same(base_dir, tmp_path):
+    expected = {bits: trained_a_little(base_dir, bits == 4, tmp_path / f"adapter_{bits}") for bits in (4, 32)}
+    subprocess.run([sys.executable, "-c", FRESH, str(base_dir), str(tmp_path), str(IDS[0].tolist())], check=True,
+                   cwd=ROOT, capture_output=True)  # fmt: skip
+    for bits, before in expected.items():
+        reloaded = torch.load(tmp_path / f"logits_{bits}.pt", weights_only=True)
+        assert torch.allclose(reloaded, before, atol=1e-5), bits
 
 
 def provenance_of(base, **more) -> Provenance:

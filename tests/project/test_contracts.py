@@ -265,7 +265,6 @@ print("TRAINED", summary.steps, len(summary.validation_by_slot))
 """
 
 
-@pytest.mark.slow
 def test_unsloth_is_imported_first_and_given_what_it_takes(tmp_path, base_dir):
     """Loading, LoRA, a training step and saving, with a stand-in that has Unsloth's signatures and peft's insides."""
     functions = {name.partition(".")[2]: UNSLOTH_SIGNATURES[call] for name, call in UNSLOTH_CALLS.items()}

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import httpx
-import pytest
 import yaml
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
@@ -72,7 +71,6 @@ def test_the_image_runs_as_nobody_and_gets_the_signals():
     assert python and f"| Python | {python[1]} |" in MEASURED.text
 
 
-@pytest.mark.slow
 def test_what_the_image_holds_is_enough_to_speak(tmp_path):
     """The image's own command and health check, in a folder with its files alone."""
     app = image(tmp_path / "app")

@@ -253,11 +253,6 @@ def needs_more(command: tuple[str, list[str]]) -> bool:
     )
 
 
-def is_long(command: tuple[str, list[str]]) -> bool:
-    """It trains, or measures pitches and tags."""
-    return command[0] in ("orpheus_sft_unsloth.py", "orpheus evaluate")
-
-
 @pytest.fixture
 def desk(notebook):
     """The folder of somebody who tries the commands: recordings, texts, a second adapter."""
@@ -273,8 +268,7 @@ def desk(notebook):
     return notebook
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] if is_long(c) else [], id=joined(c))
-                                     for c in OURS if not needs_more(c)])  # fmt: skip
+@pytest.mark.parametrize("command", [c for c in OURS if not needs_more(c)], ids=joined)
 def test_commands_run(command, desk, monkeypatch, capfd):
     program, arguments = command
     options = parse(*options_of(program, arguments))

@@ -185,7 +185,6 @@ def test_the_demanded_requirements():
     assert {n: line for n, line in cpu.items() if n != "torch"} == {n: gpu[n] for n in cpu if n != "torch"}
 
 
-@pytest.mark.slow
 def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
     """With a stand-in package: what it finds imported when its own turn comes."""
     (tmp_path / "unsloth").mkdir()

@@ -74,7 +74,6 @@ def program(*arguments: str, **environment: str) -> Iterator[Program]:
         started.process.communicate()
 
 
-@pytest.mark.slow
 def test_a_signal_to_end_loses_no_answer():
     """Two answers under way and two in the queue when SIGTERM comes: all four are completed, new ones refused."""
     with program("--max-concurrent", "2") as server:
@@ -98,7 +97,6 @@ def test_a_signal_to_end_loses_no_answer():
         assert np.abs(np.frombuffer(answers[3].content, "<i2")).max() > 1000
 
 
-@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_a_limit_cuts_off():
     with program("--shutdown-seconds", "0.2", ORPHEUS_API_KEYS="sesame") as server:
         assert "Bearer KEY" in server.lines[1]

@@ -19,8 +19,6 @@ from tests.support.page_server import running
 
 TEXT = "It is a sunny day. <laughs> We walk to the park."
 
-pytestmark = pytest.mark.slow
-
 
 class Paced:
     """A voice whose readings wait after the first chunks until `go_on` is set; it notes when each chunk was made."""

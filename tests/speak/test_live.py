@@ -140,7 +140,6 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_pcm_into_a_pipe_that_closes(tmp_path):
     whole = start("--pcm", TEXT, cwd=tmp_path)
     out, err = whole.communicate()
@@ -154,7 +153,6 @@ def test_pcm_into_a_pipe_that_closes(tmp_path):
     assert np.abs(np.frombuffer(out, "<i2")).max() > 1000
 
 
-@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_written(tmp_path):
     (tmp_path / "book.txt").write_text(f"{TEXT}\n\n" * 40)
     process = start("--file", "book.txt", "--long", "--out", ".", cwd=tmp_path)

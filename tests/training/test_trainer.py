@@ -74,7 +74,6 @@ def test_the_loss_falls_and_the_summary_says_so(lively_base, corpus, tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-@pytest.mark.slow
 def test_resumed_equals_uninterrupted(lively_base, corpus, tmp_path):
     options = replace(OPTIONS, max_steps=10, save_every=4)
     whole = adapter(lively_base)
@@ -106,7 +105,6 @@ def test_resumed_equals_uninterrupted(lively_base, corpus, tmp_path):
     assert any(p.abs().max() > 1e-3 for n, p in one.items() if "lora_B" in n)
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(lively_base, corpus, tmp_path, monkeypatch):
     from trl import SFTTrainer
 
