@@ -1,0 +1,252 @@
+"""Train the tiny SNAC codec on the audio and codes that make_corpus.py writes. CPU or GPU, resumable.
+
+    python make_corpus.py codec --work work --hours 1 --out work/codec
+    python train_tiny_codec.py encoder --audio work/codec --work work --minutes 20
+    python train_tiny_codec.py decoder --audio work/codec --work work --minutes 60
+    python train_tiny_codec.py join --work work --out work/tiny_codec
+
+The codes are known beforehand (`codebooks`), so the two halves are trained by themselves, side by side if you like:
+`encoder` learns to hear the codes, `decoder` to speak them. Each saves its state in --work every few minutes and
+continues from it (the minutes are those of the whole stage). `join` writes the codec from the two states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if TYPE_CHECKING:
+    import torch
+
+FRAME = 2048
+SHARPNESS = 20.0  # of the encoder's choice among the entries in training
+
+
+class AudioSet:
+    """The folder's samples (memory-mapped) and the codes that they should have."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.samples = np.memmap(folder / "audio.i16", np.int16, "r")
+        stored = np.load(folder / "codes.npz")
+        self.levels = [stored[f"level{k}"] for k in range(3)]
+        self.rng = np.random.default_rng(seed)
+
+    def windows(self, count: int, frames: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """[count, frames * 2048] audio of random places, at whole frames, and its code arrays [count, ...]."""
+        starts = self.rng.integers(0, len(self.levels[0]) - frames, count)
+        audio = np.stack([self.samples[at * FRAME : (at + frames) * FRAME] for at in starts])
+        codes = [
+            np.stack([level[at * rate : (at + frames) * rate] for at in starts]).astype(np.int64)
+            for level, rate in zip(self.levels, (1, 2, 4), strict=True)
+        ]
+        return audio.astype(np.float32) / 32767, codes
+
+
+class Stage:
+    """What both stages share: the clock, the learning rate, the log and the resumable state."""
+
+    def __init__(self, args: argparse.Namespace, modules: dict[str, torch.nn.Module], rate: float) -> None:
+        import torch
+
+        self.args, self.modules, self.rate = args, modules, rate
+        self.path = args.work / f"{args.stage}.pt"
+        self.parameters = [p for m in modules.values() for p in m.parameters()]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=rate, betas=(0.8, 0.98), weight_decay=1e-3)
+        self.step, self.before_s, self.start_s, self.saved_s = 0, 0.0, time.time(), time.time()
+        self.extra: dict[str, Any] = {}
+        self.history: list[list[float]] = []
+        if self.path.exists():
+            state = torch.load(self.path, map_location=args.device, weights_only=False)
+            for name, module in modules.items():
+                module.load_state_dict(state["modules"][name])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.before_s, self.extra = state["step"], state["seconds"], state["extra"]
+            print(f"resumed {self.path} at step {self.step}, {self.before_s / 60:.1f} minutes", flush=True)
+
+    @property
+    def done(self) -> float:
+        """Share of the stage's minutes that is used up."""
+        return (self.before_s + time.time() - self.start_s) / (self.args.minutes * 60)
+
+    def update(self, loss: torch.Tensor, figures: list[float], constant_share: float) -> None:
+        """One optimiser step; the rate is constant, then falls linearly."""
+        import torch
+
+        fade = min(1.0, (1 - self.done) / (1 - constant_share))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * min(1, (self.step + 1) / 50) * max(0.02, fade)
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 3.0)
+        self.optimiser.step()
+        self.step += 1
+        self.history.append(figures)
+        if self.step % 100 == 0:
+            mean = [sum(column) / len(column) for column in zip(*self.history[-100:], strict=True)]
+            with open(self.args.work / f"{self.args.stage}.curve.csv", "a", encoding="utf-8") as curve:
+                curve.write(",".join([str(self.step), f"{self.done:.4f}", *(f"{v:.5f}" for v in mean)]) + "\n")
+            print(f"step {self.step} {100 * self.done:.1f} %", " ".join(f"{v:.4f}" for v in mean), flush=True)
+
+    def save(self, at_most_every_s: float = 0.0) -> bool:
+        """Write the state; True if it was written."""
+        import torch
+
+        if time.time() - self.saved_s < at_most_every_s:
+            return False
+        self.saved_s = time.time()
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.before_s + time.time() - self.start_s,
+            "extra": self.extra,
+        }
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)
+        return True
+
+
+def new_model(work: Path) -> Any:
+    """A SNAC with the fixed codebooks."""
+    from codebooks import Codebooks
+    from codec_parts import CONFIG, fix_quantiser
+    from fast_ops import speed_up
+    from snac import SNAC
+
+    model = speed_up(SNAC(**CONFIG))
+    fix_quantiser(model.quantizer, Codebooks.load(work / "codebooks.npz").entries)
+    return model
+
+
+def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
+    """Codes from audio: each level's latents must point at their entry more than at any other."""
+    import torch
+    import torch.nn.functional as F
+    from codebooks import SIZES
+    from codec_parts import latent_parts
+
+    model = new_model(args.work).to(args.device)
+    stage = Stage(args, {"encoder": model.encoder}, rate=3e-3)
+    entries = [
+        F.normalize(q.codebook.weight.detach()[:size, :-1])
+        for q, size in zip(model.quantizer.quantizers, SIZES, strict=True)
+    ]
+    edge = 2  # frames at both ends of a window whose sound around is cut off
+    while stage.done < 1:
+        x, codes = audio.windows(args.batch, args.frames)
+        x = torch.from_numpy(x).to(args.device)
+        # The embedded corpora are rounded to 9 bits: their noise must not change the codes.
+        bits = torch.randint(9, 17, (len(x), 1), device=args.device)
+        x = x * (1 + 0.1 * torch.randn(len(x), 1, device=args.device)) + (torch.rand_like(x) - 0.5) * 2.0 ** (1 - bits)
+        losses, right = [], []
+        for part, rows, targets, rate in zip(
+            latent_parts(model.encoder(x[:, None])), entries, codes, (1, 2, 4), strict=True
+        ):
+            inner = slice(edge * rate, -edge * rate)
+            likeness = (F.normalize(part, dim=1).transpose(1, 2)[:, inner] @ rows.t()).flatten(0, 1)
+            target = torch.from_numpy(targets).to(args.device)[:, inner].flatten()
+            losses.append(F.cross_entropy(SHARPNESS * likeness, target))
+            losses.append(1 - likeness.gather(1, target[:, None]).mean())
+            right.append(float((likeness.argmax(1) == target).float().mean()))
+        loss = losses[0] + losses[2] + 0.5 * losses[4] + 2 * (losses[1] + losses[3] + losses[5])
+        stage.update(loss, [float(loss.detach()), *right], constant_share=0.4)
+        stage.save(at_most_every_s=120)
+    stage.save()
+
+
+def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
+    """Waveforms from codes."""
+    import torch
+    from codec_parts import HOP, SpectralLoss
+
+    model = new_model(args.work).to(args.device)
+    if args.start:
+        warm_start(model.decoder, args.start)
+    stage = Stage(args, {"decoder": model.decoder}, rate=args.rate)
+    spectral = SpectralLoss().to(args.device)
+    while stage.done < 1:
+        x, codes = audio.windows(args.batch, args.frames)
+        x = torch.from_numpy(x).to(args.device)
+        with torch.no_grad():
+            z = model.quantizer.from_codes([torch.from_numpy(c).to(args.device) for c in codes])
+        y = model.decoder(z)[:, 0]
+        x, y = x[:, 2 * HOP : -2 * HOP], y[:, 2 * HOP : -2 * HOP]  # the ends lack their context
+        error, wave = spectral(y, x), (y - x).abs().mean() / 0.06
+        stage.update(error + args.wave_weight * wave, [float(v.detach()) for v in (error, wave)], constant_share=0.4)
+        stage.save(at_most_every_s=180)
+    stage.save()
+
+
+def warm_start(decoder: torch.nn.Module, folder: Path) -> None:
+    """Take what fits from the decoder of a finished codec."""
+    from safetensors.torch import load_file
+
+    own = decoder.state_dict()
+    state = {k.removeprefix("decoder."): v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    decoder.load_state_dict(fits, strict=False)
+    print(f"{len(fits)} of {len(own)} tensors taken from {folder}", flush=True)
+
+
+def join(args: argparse.Namespace) -> None:
+    """Write the codec: config.json and model.safetensors with SNAC's own names, float16 on disk."""
+    import torch
+    from codec_parts import CONFIG
+    from safetensors.torch import save_file
+
+    model = new_model(args.work)
+    for name in ("encoder", "decoder"):
+        state = torch.load(args.work / f"{name}.pt", map_location="cpu", weights_only=False)
+        getattr(model, name).load_state_dict(state["modules"][name])
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, args.out / "model.safetensors.tmp", metadata={"format": "pt"})
+    (args.out / "model.safetensors.tmp").chmod(0o644)
+    (args.out / "model.safetensors.tmp").replace(args.out / "model.safetensors")
+
+
+def main() -> None:
+    """Parse the command line and train one half, or join the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["encoder", "decoder", "join"])
+    parser.add_argument("--work", type=Path, required=True, help="folder of codebooks.npz and of the training states")
+    parser.add_argument("--audio", type=Path, help="folder written by make_corpus.py codec")
+    parser.add_argument("--start", type=Path, help="a finished codec whose decoder is a better start than none")
+    parser.add_argument("--out", type=Path, help="folder that join writes")
+    parser.add_argument("--minutes", type=float, default=30, help="length of the whole stage")
+    parser.add_argument("--batch", type=int, default=4, help="windows in a step")
+    parser.add_argument("--frames", type=int, default=12, help="frames (85 ms) in a window")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate of the decoder")
+    parser.add_argument("--wave-weight", type=float, default=1.0, help="weight of the waveform error (decoder)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    if args.stage == "join":
+        if args.out is None:
+            parser.error("join needs --out")
+        join(args)
+    elif args.audio is None:
+        parser.error(f"{args.stage} needs --audio")
+    else:
+        (train_encoder if args.stage == "encoder" else train_decoder)(args, AudioSet(args.audio, args.seed))
+
+
+if __name__ == "__main__":
+    main()
