@@ -32,7 +32,25 @@ def parse(options: type[Options], args: Sequence[str] | None = None, description
     """The command line (`sys.argv`, or `args`) as options, by flat names: --max-steps, not --train.max-steps."""
     import tyro
 
-    return tyro.cli(options, args=args, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return tyro.cli(
+        options,
+        args=plain_arguments(sys.argv[1:] if args is None else args),
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def plain_arguments(args: Sequence[str]) -> list[str]:
+    """The arguments with --no-adapter and `--adapter none`, in any case, written as `--adapter None`."""
+    plain: list[str] = []
+    for arg in args:
+        if arg.replace("_", "-") == "--no-adapter":
+            plain += ["--adapter", "None"]
+        elif arg.lower() == "--adapter=none" or (plain[-1:] == ["--adapter"] and arg.lower() == "none"):
+            plain += ["--adapter", "None"][plain[-1:] == ["--adapter"] :]
+        else:
+            plain.append(arg)
+    return plain
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from orpheus.evaluate.metrics import median_f0_hz, word_errors, words
 from orpheus.evaluate.recognise import PocketSphinx, Recogniser, find_recogniser
 from orpheus.evaluate.report import Heard, Report, Row, Take
 from orpheus.format.prompt import find_tags
+from orpheus.format.texts import lines_of
 from orpheus.format.tokens import Stop
 from orpheus.model.adapter import adapter_folder
 from orpheus.model.base import has_gpu
@@ -156,8 +157,8 @@ def domain_texts(name: str) -> list[str]:
     if not name.endswith(".txt"):
         return [str(record.text) for record in open_source(CorpusOptions(dataset=name)).records() if record.text]
     try:
-        return Path(name).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return lines_of(Path(name).read_bytes(), name)
+    except OSError as error:
         raise UserError(f"can't read the domain's texts from {name}: {error}") from error
 
 

@@ -57,6 +57,10 @@ class Speech:
         """Seconds of work per second of audio: below 1 is faster than real time."""
         return self.timings.total_s / self.duration_s
 
+    def __repr__(self) -> str:
+        said = self.text if len(self.text) <= 40 else f"{self.text[:37]}..."
+        return f"Speech({said!r}, {self.duration_s:.2f} s, {self.finish_reason}, seed {self.seed})"
+
     def describe(self) -> dict[str, Any]:
         """How it was made, as plain JSON values."""
         return {
