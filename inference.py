@@ -1,4 +1,4 @@
-"""Speak tagged prompts with a voice you trained.
+"""Speak tagged prompts with a voice you trained: the same as `orpheus speak`.
 
     python inference.py                                        # three sample prompts -> generated_audio/
     python inference.py "Oh no, <sighs> not again." "<laughs> Yes!"
@@ -17,16 +17,10 @@ In a notebook:
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from orpheus.cli import run
-from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
-from orpheus.errors import UserError
+from orpheus.tools.speak import SpeakOptions, main
 
 if TYPE_CHECKING:
     from orpheus.speak.inference import OrpheusInference as OrpheusInference
@@ -39,81 +33,6 @@ def __getattr__(name: str) -> Any:
 
         return OrpheusInference
     raise AttributeError(f"module 'inference' has no attribute '{name}'")
-
-
-@dataclass(frozen=True)
-class SpeakOptions:
-    """Speak tagged prompts with a trained voice and write WAV files (24 kHz, mono)."""
-
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Texts to speak, with tags like <laughs> or <sighs>; '-' reads lines from stdin. Default: three samples."""
-    file: Path | None = None
-    """Speak each line of this UTF-8 text file."""
-    voice: str | None = None
-    """Voice for 'voice: text' prompts. Default: the one the adapter was trained on."""
-    out: Path = Path("generated_audio")
-    """Folder for output_0.wav, output_1.wav, ..."""
-    overwrite: bool = False
-    """Start at output_0.wav again instead of numbering on after the files that exist."""
-    stream: bool = False
-    """Write each WAV while it is spoken, one after another; texts of any length."""
-    pcm: bool = False
-    """Stream to standard output instead: raw samples, 16 bit little-endian, mono, 24 kHz. Messages go to stderr."""
-    long: bool = False
-    """Speak all lines as one text, into one WAV, streamed; blank lines end a paragraph."""
-    batch_size: int = 8
-    """Prompts spoken at once."""
-    transcribe: RecogniserName = "none"
-    """Print what a speech recogniser hears in each WAV, unless streamed; auto: if one is installed (pocketsphinx)."""
-    model: VoiceOptions = field(default_factory=VoiceOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    reading: ReadingOptions = field(default_factory=ReadingOptions)
-
-
-def read_prompts(options: SpeakOptions) -> list[str]:
-    """The texts from the command line, the file or standard input; the default ones if none are given."""
-    lines = [p for p in options.prompts if p != "-"]
-    try:
-        if options.file is not None:
-            lines += options.file.read_text(encoding="utf-8").splitlines()
-        if "-" in options.prompts:
-            lines += sys.stdin.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read the prompts from {options.file or 'standard input'}: {error}") from error
-    texts = [line for line in lines if line.strip()]
-    if not texts and (options.prompts or options.file):
-        raise UserError("there is nothing to speak: every line is empty")
-    return ["\n".join(lines)] if texts and options.long else texts or list(DEFAULT_PROMPTS)
-
-
-def main(options: SpeakOptions) -> None:
-    """Load the voice once, speak batch by batch, say what was written."""
-    texts = read_prompts(options)
-    if options.batch_size < 1:
-        raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
-    if options.stream or options.pcm or options.long:
-        if options.transcribe != "none":
-            raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
-        from orpheus.speak.live import speak_aloud
-
-        return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,
-                           folder=options.out, overwrite=options.overwrite, pcm=options.pcm)  # fmt: skip
-    from orpheus.evaluate.recognise import find_recogniser
-    from orpheus.speak.inference import load_voice
-
-    recogniser = find_recogniser(options.transcribe)
-    tts = load_voice(options.model)
-    for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
-                                           batch_size=options.batch_size, overwrite=options.overwrite,
-                                           reading=options.reading):  # fmt: skip
-        print(
-            f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
-            f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}"
-        )
-        for note in speech.guard:
-            print(f"    guard: {note}")
-        if recogniser:
-            print(f"    recognised by {recogniser.name}: {recogniser.transcribe(speech.samples)}")
 
 
 if __name__ == "__main__":

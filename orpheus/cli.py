@@ -19,8 +19,6 @@ Options = TypeVar("Options")
 
 def run(main: Callable[[Options], None], options: type[Options], description: str | None) -> None:
     """Parse the command line into `options` and run `main`; exits non-zero when it fails."""
-    # Waiting threads that spin slow everything down as soon as the cores are shared. Read when PyTorch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning about forks
     logging.basicConfig(format="%(message)s")
     logging.getLogger("orpheus").setLevel(logging.INFO)

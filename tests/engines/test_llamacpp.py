@@ -18,8 +18,6 @@ pytest.importorskip("gguf", reason="gguf is not installed: make test-engines")
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inference import SpeakOptions
-from inference import main as speak
 from orpheus.cli import one_line_errors
 from orpheus.config import DEFAULT_PROMPTS, PRESETS, SamplingOptions, VoiceOptions
 from orpheus.engines.llamacpp.engine import LlamaCppEngine
@@ -35,6 +33,8 @@ from orpheus.format.tokens import FRAME_SLOTS
 from orpheus.model.base import load_base
 from orpheus.model.provenance import Provenance
 from orpheus.speak.inference import OrpheusInference
+from orpheus.tools.speak import SpeakOptions
+from orpheus.tools.speak import main as speak
 from tests.support.tiny import build_base, build_tokenizer
 from tests.support.voices import rows_of, save_random_adapter
 

@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import pytest
 
-from inference import SpeakOptions
 from orpheus import config
 from orpheus.audio import recordings
 from orpheus.codec import snac as codec
@@ -20,6 +19,7 @@ from orpheus.format import tokens
 from orpheus.format.prompt import TAGS_BY_LANGUAGE, Renderer
 from orpheus.format.tokens import ORPHEUS
 from orpheus.speak.speech import Speech, Timings
+from orpheus.tools.speak import SpeakOptions
 from tests.support.pages import DOCS, PAGES, README, ROOT, codes_in, table
 from tests.support.voices import some_codes
 

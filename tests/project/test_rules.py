@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from inference import SpeakOptions
 from orpheus import config
 from orpheus.data.prepare import PrepareOptions
 from orpheus.evaluate.evaluate import EvaluateOptions
 from orpheus.export.command import ExportOptions
 from orpheus.serve.command import ServeOptions
 from orpheus.serve.options import ServerOptions
+from orpheus.tools.speak import SpeakOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "orpheus"
@@ -98,7 +98,7 @@ def test_importing_any_module_loads_nothing_heavy():
         + ", ".join(f"orpheus.{m}" for m in MODULES if m != "codec.convolutions")
         + """
 heavy = {"torch", "transformers", "datasets", "peft", "trl", "unsloth", "snac", "soundfile", "librosa", "soxr",
-         "matplotlib", "huggingface_hub", "tyro", "gguf", "llama_cpp", "fastapi", "uvicorn", "pydantic",
+         "matplotlib", "huggingface_hub", "gguf", "llama_cpp", "fastapi", "uvicorn", "pydantic",
          "prometheus_client", "av"} & set(sys.modules)
 sys.exit(", ".join(sorted(heavy)) or 0)"""
     )

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from inference import SpeakOptions, main, read_prompts
 from orpheus.audio.recordings import pcm16
 from orpheus.config import ReadingOptions, SamplingOptions
 from orpheus.data.usual import SpeechStatistics
 from orpheus.errors import UserError
 from orpheus.speak import live as aloud
+from orpheus.tools.speak import SpeakOptions, main, read_prompts
 from tests.support.voices import ScriptedEngine, some_codes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,177 @@
+"""Fine-tune Orpheus TTS with LoRA on a voice, then speak with it.
+
+    orpheus train                                    # GPU: Orpheus-3B on Elise; CPU: the embedded demo
+    orpheus train --dataset my_recordings            # your own voice
+    orpheus train --epochs 3 --resume                # go on after an interruption
+
+In Python the same options are keywords: `orpheus.train(dataset="my_recordings", epochs=3)`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpheus.cli import EXIT_INTERRUPTED
+from orpheus.config import SftOptions, as_dict, filled, from_keywords, resumable
+from orpheus.errors import UserError
+from orpheus.processes import environment_alone, is_main, rank, wait_for_all, world_size
+
+if TYPE_CHECKING:
+    from orpheus.codec.snac import SnacCodec
+    from orpheus.data.corpus import Corpus
+    from orpheus.model.base import LoadedModel
+    from orpheus.training.trainer import TrainSummary
+
+
+def train(dataset: str | Path | None = None, **options: Any) -> TrainSummary:
+    """Train an adapter and speak samples with it, as `orpheus train` does: for notebooks.
+
+    Args:
+        dataset: folder or hub id of the recordings; None: the preset's.
+        options: the command's options as keywords, `max_steps=20` for --max-steps 20 (`orpheus.config.SftOptions`).
+    Returns:
+        What the training did: losses, steps, seconds. `interrupted` is True after Ctrl-C, with a checkpoint written.
+    Raises:
+        UserError: an option that does not exist or does not fit, or data, models or disks that do not.
+    """
+    if dataset is not None:
+        options["dataset"] = str(dataset)
+    return steps(from_keywords(SftOptions, options))
+
+
+def main(options: SftOptions) -> None:
+    """The command: exit code 130 after Ctrl-C."""
+    if steps(options).interrupted:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def steps(options: SftOptions) -> TrainSummary:
+    """Data -> codes -> model -> adapter -> samples. `orpheus_sft_unsloth.py` tells the same steps one by one."""
+    options = settle(options)
+    model = load_model(options)
+    codec, corpus = encode(options, model)
+    model = adapt(options, model)
+    summary = fit(options, model, corpus)
+    if is_main() and not summary.interrupted:  # all processes have the same adapter: one saves it and speaks
+        save(options, model, codec, corpus, summary)
+        del model, codec
+        speak_samples(options, corpus)
+    return summary
+
+
+def settle(options: SftOptions) -> SftOptions:
+    """The options with every one that was left open filled in from its preset; what can't work is said now."""
+    from orpheus.model.adapter import check_lora
+    from orpheus.model.base import has_gpu
+
+    options = filled(options, has_gpu())
+    check_lora(options.lora)
+    if is_main():
+        print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
+              f"data {options.corpus.dataset}")  # fmt: skip
+    if options.train.push_to_hub:
+        from orpheus.model.upload import check_upload
+
+        check_upload(options.train.hub_repo_id)  # now, not after hours of training
+    return options
+
+
+def load_model(options: SftOptions) -> LoadedModel:
+    """The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies."""
+    from orpheus.model.base import load_base
+
+    return load_base(options.model.base, load_in_4bit=options.model.load_in_4bit, backend=options.model.backend,
+                     max_seq_length=options.train.max_seq_length)  # fmt: skip
+
+
+def encode(options: SftOptions, model: LoadedModel) -> tuple[SnacCodec, Corpus]:
+    """The codec, and the recordings: checked, encoded to SNAC codes, rendered to token sequences."""
+    from orpheus.codec.snac import SnacCodec
+    from orpheus.data.corpus import encode_part, prepare
+    from orpheus.data.encoding import Part
+    from orpheus.format.prompt import Renderer
+
+    codec = SnacCodec.load(options.model.codec, device=str(model.device))
+    renderer = Renderer(model.tokenizer, model.layout, options.train.train_on)
+    longest = options.train.max_seq_length
+    if world_size() > 1:  # each process encodes its share; then all find all codes
+        encode_part(Part(rank(), world_size()), options.corpus, codec, renderer, max_seq_length=longest)
+        wait_for_all()
+    corpus = prepare(options.corpus, codec, renderer, max_seq_length=longest, seed=options.train.seed)
+    if is_main():
+        print(corpus.summary())
+        corpus.save_report(options.output_dir / "corpus_report.txt")
+    return codec, corpus
+
+
+def adapt(options: SftOptions, model: LoadedModel) -> LoadedModel:
+    """The model with a fresh, trainable adapter."""
+    from orpheus.model.adapter import add_lora
+
+    return add_lora(model, options.lora, alpha=options.lora.lora_alpha, seed=options.train.seed,
+                    gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
+
+
+def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary:
+    """Train the adapter and print what that did. Ctrl-C leaves a checkpoint, and the summary says `interrupted`."""
+    from orpheus.training import trainer
+
+    identity = {"base": model.base, "data": corpus.data_hash, **resumable(options)}
+    summary = trainer.train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
+    if is_main():
+        print(summary)
+    if is_main() and summary.interrupted:
+        summary.save(options.output_dir)
+        print("interrupted: a checkpoint is saved; go on with the same command and --resume")
+    return summary
+
+
+def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus, summary: TrainSummary) -> None:
+    """Write the adapter in peft's format, with all that speaking needs to know; upload it if that was asked for."""
+    from orpheus.model.adapter import save_adapter
+    from orpheus.model.hub import portable_name
+    from orpheus.model.provenance import Provenance, versions
+    from orpheus.training.checkpoints import remove_checkpoints
+
+    save_adapter(model, options.output_dir, Provenance(
+        base=model.base, base_revision=model.revision, base_fingerprint=model.fingerprint, base_voices=model.voices,
+        codec=portable_name(options.model.codec), codec_identity=codec.identity, layout=model.layout,
+        voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash,
+        speech_statistics=corpus.statistics.as_dict(),
+        config=as_dict(options), versions=versions(),
+        results={"validation_loss": summary.validation_after, "steps": summary.steps, "seconds": summary.seconds},
+    ))  # fmt: skip
+    summary.save(options.output_dir)
+    remove_checkpoints(options.output_dir)
+    print(f"adapter: {options.output_dir}/adapter_model.safetensors, loss curve: {options.output_dir}/loss.png")
+    if options.train.push_to_hub:
+        from orpheus.model.upload import upload
+
+        print(f"uploaded to {upload(options.output_dir, options.train.hub_repo_id)}")
+
+
+def speak_samples(options: SftOptions, corpus: Corpus) -> None:
+    """Speak in a fresh process: it proves that what was saved is all that is needed."""
+    from orpheus.model.base import free_memory
+
+    if not options.speak_samples:
+        return
+    free_memory()
+    speak = [sys.executable, "-m", "orpheus", "speak", "--adapter", str(options.output_dir)]
+    speak += ["--out", str(options.samples_dir), "--transcribe", "auto"]
+    speak += ["--overwrite"] if options.overwrite_samples else []
+    speak += ["--voice", corpus.voices[0]] if corpus.voices else []
+    speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
+    if subprocess.run(speak, check=False, env=_environment()).returncode != 0:
+        raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
+
+
+def _environment() -> dict[str, str]:
+    """That of a program alone, which finds this package even where it is not installed and the folder is another."""
+    environment = environment_alone()
+    where = [str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH")]
+    return environment | {"PYTHONPATH": os.pathsep.join(filter(None, where))}
