@@ -1,4 +1,4 @@
-"""Everything the toolkit does, as `orpheus VERB ...` (or `python -m orpheus`); `orpheus VERB --help` lists its options."""
+"""Everything the toolkit does, as `orpheus VERB ...` or `python -m orpheus VERB ...`; VERB --help lists its options."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from orpheus.errors import UserError
 
@@ -49,6 +50,37 @@ def plain_arguments(args: Sequence[str]) -> list[str]:
         else:
             plain.append(arg)
     return plain
+
+
+def from_keywords(kind: type[Options], given: dict[str, Any]) -> Options:
+    """Options from flat keywords named as on the command line: max_steps=20 for --max-steps 20. UserError: bad ones."""
+    from difflib import get_close_matches
+
+    from pydantic import TypeAdapter, ValidationError
+
+    places = {name: group for group, name in _flat(kind)}
+    nested: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in places:
+            near = get_close_matches(name, places, n=1)
+            raise UserError(f"there is no option '{name}'" + (f": did you mean {near[0]}?" if near else ""))
+        (nested.setdefault(places[name], {}) if places[name] else nested)[name] = value
+    try:
+        return TypeAdapter(kind).validate_python(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = first.get("ctx", {}).get("error") or f"{first['loc'][-1]} is {first['input']!r}: {first['msg']}"
+        raise UserError(str(said)) from error
+
+
+def _flat(kind: type) -> list[tuple[str, str]]:
+    """(group, name) of each option; those that stand beside the groups have the group ''."""
+    found = []
+    for part in dataclasses.fields(kind):
+        group = part.default_factory if isinstance(part.default_factory, type) else None
+        inner = dataclasses.fields(group) if group and dataclasses.is_dataclass(group) else None
+        found += [(part.name, f.name) for f in inner] if inner else [("", part.name)]
+    return found
 
 
 @contextmanager

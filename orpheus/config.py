@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from orpheus.errors import UserError
 
@@ -18,8 +18,6 @@ DATA_DIR = _HERE / "embedded" if (_HERE / "embedded").is_dir() else _HERE.parent
 """The embedded voice: data/ in a checkout, which an installed package carries as orpheus/embedded/."""
 EMBEDDED = "embedded:"
 """Prefix of what comes with the project: 'embedded:tiny_codec' is the folder data/tiny_codec, wherever it lies."""
-
-Options = TypeVar("Options")
 
 HUB_BASE = "unsloth/orpheus-3b-0.1-ft"
 HUB_CODEC = "hubertsiuzdak/snac_24khz"
@@ -373,37 +371,6 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self, retries=(0, 100), piece_chars=(1, math.inf))
-
-
-def from_keywords(kind: type[Options], given: dict[str, Any]) -> Options:
-    """Options from flat keywords, named as on the command line: max_steps=20 for --max-steps 20. UserError: bad ones."""
-    from difflib import get_close_matches
-
-    from pydantic import TypeAdapter, ValidationError
-
-    places = {name: group for group, name in _flat(kind)}
-    nested: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in places:
-            near = get_close_matches(name, places, n=1)
-            raise UserError(f"there is no option '{name}'" + (f": did you mean {near[0]}?" if near else ""))
-        (nested.setdefault(places[name], {}) if places[name] else nested)[name] = value
-    try:
-        return TypeAdapter(kind).validate_python(nested)
-    except ValidationError as error:
-        first = error.errors()[0]
-        said = first.get("ctx", {}).get("error") or f"{first['loc'][-1]} is {first['input']!r}: {first['msg']}"
-        raise UserError(str(said)) from error
-
-
-def _flat(kind: type) -> list[tuple[str, str]]:
-    """(group, name) of each option; those that stand beside the groups have the group ''."""
-    found = []
-    for part in dataclasses.fields(kind):
-        group = part.default_factory if isinstance(part.default_factory, type) else None
-        inner = dataclasses.fields(group) if group and dataclasses.is_dataclass(group) else None
-        found += [(part.name, f.name) for f in inner] if inner else [("", part.name)]
-    return found
 
 
 def as_dict(options: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from orpheus.cli import EXIT_INTERRUPTED
-from orpheus.config import SftOptions, as_dict, filled, from_keywords, resumable
+from orpheus.cli import EXIT_INTERRUPTED, from_keywords
+from orpheus.config import SftOptions, as_dict, filled, resumable
 from orpheus.errors import UserError
 from orpheus.processes import environment_alone, is_main, rank, wait_for_all, world_size
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from orpheus.data.corpus import Corpus
     from orpheus.model.base import LoadedModel
     from orpheus.training.trainer import TrainSummary
+
+Value = TypeVar("Value")
 
 
 def train(dataset: str | Path | None = None, **options: Any) -> TrainSummary:
@@ -84,8 +86,8 @@ def load_model(options: SftOptions) -> LoadedModel:
     """The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies."""
     from orpheus.model.base import load_base
 
-    return load_base(options.model.base, load_in_4bit=options.model.load_in_4bit, backend=options.model.backend,
-                     max_seq_length=options.train.max_seq_length)  # fmt: skip
+    return load_base(_set(options.model.base), load_in_4bit=_set(options.model.load_in_4bit),
+                     backend=options.model.backend, max_seq_length=options.train.max_seq_length)  # fmt: skip
 
 
 def encode(options: SftOptions, model: LoadedModel) -> tuple[SnacCodec, Corpus]:
@@ -95,7 +97,7 @@ def encode(options: SftOptions, model: LoadedModel) -> tuple[SnacCodec, Corpus]:
     from orpheus.data.encoding import Part
     from orpheus.format.prompt import Renderer
 
-    codec = SnacCodec.load(options.model.codec, device=str(model.device))
+    codec = SnacCodec.load(_set(options.model.codec), device=str(model.device))
     renderer = Renderer(model.tokenizer, model.layout, options.train.train_on)
     longest = options.train.max_seq_length
     if world_size() > 1:  # each process encodes its share; then all find all codes
@@ -112,8 +114,8 @@ def adapt(options: SftOptions, model: LoadedModel) -> LoadedModel:
     """The model with a fresh, trainable adapter."""
     from orpheus.model.adapter import add_lora
 
-    return add_lora(model, options.lora, alpha=options.lora.lora_alpha, seed=options.train.seed,
-                    gradient_checkpointing=options.train.gradient_checkpointing)  # fmt: skip
+    return add_lora(model, options.lora, alpha=_set(options.lora.lora_alpha), seed=options.train.seed,
+                    gradient_checkpointing=_set(options.train.gradient_checkpointing))  # fmt: skip
 
 
 def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary:
@@ -139,7 +141,7 @@ def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corp
 
     save_adapter(model, options.output_dir, Provenance(
         base=model.base, base_revision=model.revision, base_fingerprint=model.fingerprint, base_voices=model.voices,
-        codec=portable_name(options.model.codec), codec_identity=codec.identity, layout=model.layout,
+        codec=portable_name(_set(options.model.codec)), codec_identity=codec.identity, layout=model.layout,
         voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash,
         speech_statistics=corpus.statistics.as_dict(),
         config=as_dict(options), versions=versions(),
@@ -151,7 +153,7 @@ def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corp
     if options.train.push_to_hub:
         from orpheus.model.upload import upload
 
-        print(f"uploaded to {upload(options.output_dir, options.train.hub_repo_id)}")
+        print(f"uploaded to {upload(options.output_dir, _set(options.train.hub_repo_id))}")
 
 
 def speak_samples(options: SftOptions, corpus: Corpus) -> None:
@@ -168,6 +170,12 @@ def speak_samples(options: SftOptions, corpus: Corpus) -> None:
     speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
     if subprocess.run(speak, check=False, env=_environment()).returncode != 0:
         raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
+
+
+def _set(value: Value | None) -> Value:
+    """An option that `settle` has filled in, or refused."""
+    assert value is not None
+    return value
 
 
 def _environment() -> dict[str, str]:
