@@ -6,48 +6,39 @@ Inside the toolkit audio is float32 [N], mono, 24 kHz, nominally in [-1, 1]: wha
 
 from __future__ import annotations
 
-import importlib
 import io
+import os
 import secrets
+import stat
 import struct
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from orpheus.errors import MissingPackage, UserError
+from orpheus.audio.decoding import AudioProblem, Reason, decode, package
+from orpheus.errors import UserError
 
 SAMPLE_RATE_HZ = 24000
-PLAUSIBLE_RATE_HZ = range(4000, 400_001)  # outside it the header is damaged; 1 Hz would resample to gigabytes
 
 FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III"),
            "ogg": ("OGG", "OPUS"), "opus": ("OGG", "OPUS")}  # fmt: skip
 """What `write` and `to_bytes` can make, by file suffix, in libsndfile's names (MP3 and Opus: libsndfile >= 1.1)."""
-
-Reason = Literal["missing", "unreadable", "empty", "not finite", "too short", "silent"]
 
 FULL_SCALE = 0.99  # resampling rounds off the flat tops of clipped waves, so 1.0 would miss them
 CLIPPED_SHARE = 1e-3
 SILENT_PEAK = 1e-3  # -60 dBFS: below it there is only the noise of the converter
 QUIET_PEAK = 0.05  # -26 dBFS
 DC_OFFSET = 0.01
+WRONG_SCALE = 1.5  # MP3 and resampling overshoot full scale a little; int16 in a float file is at thousands
+OPPOSITE = -0.95  # correlation of two channels
 EDGE_SILENCE_S = 1.0
 EDGE_SILENCE_DB = -40.0  # against the loudest 20 ms
 LEVEL_BLOCK = SAMPLE_RATE_HZ // 50  # samples: levels of speech are taken over 20 ms
 NARROW_BANDS_HZ = {4000: "telephone quality", 8000: "a 16 kHz recording, resampled"}
 NARROW_BAND_DB = -65.0  # energy above the band against the whole; speech has -30 to -55 there
-
-
-class AudioProblem(UserError):
-    """A recording that can't be used. `reason` is one of a fixed set of short words, for reports that count them."""
-
-    def __init__(self, message: str, reason: Reason = "unreadable") -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
 
 
 class Finding(NamedTuple):
@@ -67,61 +58,65 @@ def read(source: str | Path | bytes | BinaryIO, *, name: str | None = None) -> n
     """Any recording as float32 [N], mono, 24 kHz.
 
     `source` is a path, a file's content, or an open binary file. libsndfile decodes it (WAV, FLAC, MP3,
-    Ogg, AIFF, ...), and librosa's audioread (ffmpeg, Core Audio) what libsndfile does not know. Channels are
-    averaged, and the clip is resampled from its own rate.
+    Ogg, AIFF, ...), and ffmpeg's libraries (PyAV) what libsndfile does not know (M4A, AAC, MP4, WebM). Channels with
+    sound are averaged, and the clip is resampled from its own rate.
 
-    Raises AudioProblem (a UserError) that names the file: `missing`, `empty` (no bytes), `unreadable`.
-    A sound file with zero samples is returned as such; `check` reports it.
+    Raises AudioProblem (a UserError) that names the file: `missing`, `empty` (no bytes), `truncated` (fewer samples
+    than promised), `opposite phase`, `unreadable`. A sound file with zero samples is returned as such.
     """
+    return read_noting(source, name=name)[0]
+
+
+def read_noting(
+    source: str | Path | bytes | BinaryIO, *, name: str | None = None, max_s: float | None = None
+) -> tuple[np.ndarray, list[Finding]]:
+    """As `read`, with what was found out about the channels; more than `max_s` seconds raise `too long`, undecoded."""
     label = name or (str(source) if isinstance(source, str | Path) else "the audio")
-    if not (data := _content(source, label)):
-        raise AudioProblem(f"{label} is an empty file (0 bytes)", "empty")
-    samples, rate_hz = _decode(data, label)
-    if rate_hz not in PLAUSIBLE_RATE_HZ:
+    with _opened(source, label) as file:
+        samples, rate_hz = decode(file, label, max_s)
+    mono, findings = mixed(samples, label)
+    return resample(mono, rate_hz), findings
+
+
+def mixed(samples: np.ndarray, label: str) -> tuple[np.ndarray, list[Finding]]:
+    """The mean [N] of the channels of [N, C] that hold sound. Raises AudioProblem: `opposite phase`."""
+    if not len(samples) or samples.shape[1] == 1:
+        return samples.mean(axis=1), []
+    living = np.ptp(samples, axis=0) >= 2 * SILENT_PEAK
+    if dead := int((~living).sum()) % samples.shape[1]:  # if all are dead, `check` says silent
+        found = [Finding("dead channel", f"{dead} of {len(living)} channels hold no sound and are left out")]
+        return samples[:, living].mean(axis=1), found
+    if samples.shape[1] == 2 and living.all() and _opposite(*samples.T):
         raise AudioProblem(
-            f"{label} says its sample rate is {rate_hz} Hz, expected "
-            f"{PLAUSIBLE_RATE_HZ[0]}..{PLAUSIBLE_RATE_HZ[-1]}: its header is damaged"
+            f"{label}: its two channels are in opposite phase and would cancel out: invert one of them",
+            "opposite phase",
         )
-    return resample(samples.mean(axis=1), rate_hz)
+    return samples.mean(axis=1), []
 
 
-def _content(source: str | Path | bytes | BinaryIO, label: str) -> bytes:
+def _opposite(left: np.ndarray, right: np.ndarray) -> bool:
+    left, right = left - left.mean(), right - right.mean()
+    return float(left @ right) < OPPOSITE * float(np.linalg.norm(left) * np.linalg.norm(right))
+
+
+@contextmanager
+def _opened(source: str | Path | bytes | BinaryIO, label: str) -> Iterator[BinaryIO]:
+    """The source as a seekable file. Paths must be regular files: a pipe would hang, a device never ends."""
     if isinstance(source, bytes | bytearray):
-        return bytes(source)
-    try:
-        return Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
-    except OSError as error:
-        reason: Reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise AudioProblem(f"can't read {label}: {error.strerror or error}", reason) from error
-
-
-def _decode(data: bytes, label: str) -> tuple[np.ndarray, int]:
-    """The samples float32 [N, C] at the file's own rate."""
-    soundfile = _package("soundfile", "reading and writing audio")
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            # In blocks, because a damaged header may promise more samples than memory holds.
-            blocks = list(file.blocks(1 << 20, dtype="float32", always_2d=True))
-            return np.concatenate([np.zeros((0, file.channels), np.float32), *blocks]), file.samplerate
-    except (soundfile.SoundFileError, ValueError) as error:
+        yield io.BytesIO(source)
+    elif not isinstance(source, str | Path):
+        yield io.BytesIO(source.read())
+    else:
         try:
-            return _decode_with_audioread(data, label)
-        except Exception:  # each of audioread's back ends has errors of its own; libsndfile's says enough
-            why = getattr(error, "error_string", str(error)).rstrip(".")
-            raise AudioProblem(
-                f"{label} is not audio that can be read here ({why}): use WAV, FLAC, MP3 or Ogg, "
-                "or install ffmpeg for other formats"
-            ) from error
-
-
-def _decode_with_audioread(data: bytes, label: str) -> tuple[np.ndarray, int]:
-    librosa = _package("librosa", "reading formats that libsndfile does not know")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # librosa deprecates the fallback and has nothing in its place
-        file = Path(folder) / f"clip{Path(label).suffix}"  # audioread takes files only
-        file.write_bytes(data)
-        samples, rate_hz = librosa.load(file, sr=None, mono=False)
-    return np.atleast_2d(samples).T, int(rate_hz)
+            if not stat.S_ISREG(mode := os.stat(source).st_mode):
+                what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+                raise AudioProblem(f"can't read {label}: it is {what}, expected a file")
+            file = open(source, "rb")  # noqa: SIM115, PTH123
+        except (OSError, ValueError) as error:
+            reason: Reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+            raise AudioProblem(f"can't read {label}: {getattr(error, 'strerror', None) or error}", reason) from error
+        with file:
+            yield file
 
 
 def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
@@ -138,7 +133,7 @@ def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     mono = samples.mean(axis=1) if samples.ndim == 2 else samples
     if rate_hz == SAMPLE_RATE_HZ or not len(mono):
         return np.ascontiguousarray(mono)
-    return _package("soxr", "resampling audio").resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    return package("soxr", "resampling audio").resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
 
 
 def _as_float(samples: np.ndarray) -> np.ndarray:
@@ -157,7 +152,7 @@ def _as_float(samples: np.ndarray) -> np.ndarray:
 def check(samples: np.ndarray, *, min_s: float, name: str) -> list[Finding]:
     """Look at a clip, float32 [N] at 24 kHz, before it is trained on.
 
-    Raises AudioProblem that names the clip: `empty`, `not finite`, `too short` (under `min_s` seconds), `silent`.
+    Raises AudioProblem that names the clip: `empty`, `not finite`, `wrong scale`, `too short` (under `min_s` seconds), `silent`.
     Returns what a user should know about a clip that is fit for use: clipped waves, a DC offset, a low level,
     long silence at the edges (a model learns it), missing high frequencies (recorded at a lower rate).
     """
@@ -168,6 +163,12 @@ def check(samples: np.ndarray, *, min_s: float, name: str) -> list[Finding]:
     length_s = len(samples) / SAMPLE_RATE_HZ
     if length_s < min_s:
         raise AudioProblem(f"{name} lasts {length_s:.2f} s, expected at least {min_s:g} s", "too short")
+    if (loudest := float(np.abs(samples).max())) > WRONG_SCALE:
+        scale = "16-bit integers" if loudest > 100 else "another full scale"
+        raise AudioProblem(
+            f"{name} has samples up to {loudest:.4g}, expected -1..1: {scale}? Divide before saving floats",
+            "wrong scale",
+        )
     offset = float(samples.mean())
     peak = float(np.abs(samples - offset).max())
     if peak < SILENT_PEAK:
@@ -241,7 +242,7 @@ def to_bytes(samples: np.ndarray, format: str = "wav", *, comment: str = "") -> 
     data = np.frombuffer(pcm16(samples), "<i2") if subtype == "PCM_16" else _playable(samples)
     if not len(data):
         raise UserError("there are no samples to write")
-    soundfile, buffer = _package("soundfile", "reading and writing audio"), io.BytesIO()
+    soundfile, buffer = package("soundfile", "reading and writing audio"), io.BytesIO()
     with soundfile.SoundFile(buffer, "w", SAMPLE_RATE_HZ, 1, subtype, format=container) as file:
         if comment:
             file.comment = comment
@@ -346,10 +347,3 @@ def _errors_naming(path: Path, overwrite: bool = True) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror or error}") from error
-
-
-def _package(name: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackage(name, purpose) from error
