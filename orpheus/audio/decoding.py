@@ -194,7 +194,7 @@ def _cut(head: bytes, tail: bytes, size: int, file: BinaryIO) -> str:
 
 def _missing(begin: int, length: int, size: int) -> str:
     lacking = begin + length - size
-    return f"{lacking} of {length} bytes of sound are missing" if 0 < lacking and length < STREAMED else ""
+    return f"{lacking} of {length} bytes of sound are missing" if lacking > 0 and length < STREAMED else ""
 
 
 def _cut_chunks(file: BinaryIO, size: int, order: str, wanted: bytes) -> str:
@@ -238,7 +238,7 @@ def _cut_w64(file: BinaryIO, size: int) -> str:
         name, length = struct.unpack("<16sQ", file.read(24))
         if name[:4] == b"data":
             lacking = position + length - size
-            return f"{lacking} of {length} bytes of sound are missing" if 0 < lacking and length < 1 << 62 else ""
+            return f"{lacking} of {length} bytes of sound are missing" if lacking > 0 and length < 1 << 62 else ""
         position += max(24, (length + 7) // 8 * 8)
     return ""
 
@@ -255,7 +255,7 @@ def _cut_ogg(tail: bytes) -> str:
 
 
 _RATES_KBPS = {3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1, layer III
-               2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}  # MPEG 2 and 2.5, layer III  # fmt: skip
+               2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}  # MPEG 2 and 2.5  # fmt: skip
 _RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
@@ -273,7 +273,7 @@ def _frame_bytes(header: bytes) -> int:
 
 
 def _cut_mpeg(head: bytes, tail: bytes, size: int, file: BinaryIO) -> str:
-    """MP3 and ADTS have no length of their own: the Xing or Info frame's byte count, else a last frame that is whole."""
+    """MP3 and ADTS have no length of their own: the Xing or Info frame's byte count, else a whole last frame."""
     begin = 0
     if head[:3] == b"ID3" and len(head) > 10:
         begin = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))

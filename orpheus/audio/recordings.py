@@ -7,7 +7,6 @@ Inside the toolkit audio is float32 [N], mono, 24 kHz, nominally in [-1, 1]: wha
 from __future__ import annotations
 
 import io
-import os
 import secrets
 import stat
 import struct
@@ -108,10 +107,10 @@ def _opened(source: str | Path | bytes | BinaryIO, label: str) -> Iterator[Binar
         yield io.BytesIO(source.read())
     else:
         try:
-            if not stat.S_ISREG(mode := os.stat(source).st_mode):
+            if not stat.S_ISREG(mode := Path(source).stat().st_mode):
                 what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
                 raise AudioProblem(f"can't read {label}: it is {what}, expected a file")
-            file = open(source, "rb")  # noqa: SIM115, PTH123
+            file = open(source, "rb")  # noqa: SIM115
         except (OSError, ValueError) as error:
             reason: Reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
             raise AudioProblem(f"can't read {label}: {getattr(error, 'strerror', None) or error}", reason) from error
@@ -152,7 +151,8 @@ def _as_float(samples: np.ndarray) -> np.ndarray:
 def check(samples: np.ndarray, *, min_s: float, name: str) -> list[Finding]:
     """Look at a clip, float32 [N] at 24 kHz, before it is trained on.
 
-    Raises AudioProblem that names the clip: `empty`, `not finite`, `wrong scale`, `too short` (under `min_s` seconds), `silent`.
+    Raises AudioProblem that names the clip: `empty`, `not finite`, `wrong scale`,
+    `too short` (under `min_s` seconds), `silent`.
     Returns what a user should know about a clip that is fit for use: clipped waves, a DC offset, a low level,
     long silence at the edges (a model learns it), missing high frequencies (recorded at a lower rate).
     """

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orpheus.audio import recordings
+from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.config import CorpusOptions
 from orpheus.data.encoding import Encoder, Part, frames_of, read_ahead
 from orpheus.data.sources import Progress, Record, Source, open_source
@@ -192,11 +193,13 @@ def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, 
     clips: list[Clip] = []
     rejections: list[Rejection] = []
     whole = part.count == 1
+    most_s = max_seq_length / FRAME_SLOTS * codec.samples_per_frame / SAMPLE_RATE_HZ  # with a text of no tokens
     with (
         contextlib.closing(Progress(part.size(source.count), progress)) as shown,
         Encoder(codec, Path(options.cache_dir), shown) as encoder,
-        contextlib.closing(read_ahead(part.of(source.records()), lambda r: read_recording(r, options.min_seconds))) as
-        recordings,
+        contextlib.closing(
+            read_ahead(part.of(source.records()), lambda r: read_recording(r, options.min_seconds, most_s))
+        ) as recordings,
     ):  # fmt: skip
         for record, recording in recordings:
             try:
@@ -239,11 +242,11 @@ class Recording:
     silence_s: float
 
 
-def read_recording(record: Record, min_seconds: float) -> Recording:
+def read_recording(record: Record, min_seconds: float, max_seconds: float | None = None) -> Recording:
     """Read a recording and check it; raises Unfit. Safe in any thread."""
     try:
-        samples = record.samples()
-        findings = recordings.check(samples, min_s=min_seconds, name=record.name)
+        samples, findings = record.read(max_seconds)
+        findings += recordings.check(samples, min_s=min_seconds, name=record.name)
     except recordings.AudioProblem as problem:
         raise Unfit("unreadable" if problem.reason == "missing" else problem.reason, problem) from problem
     except UserError as error:

@@ -58,11 +58,16 @@ class Record:
 
     def samples(self) -> np.ndarray:
         """Read the recording: mono float32 [N] at 24 kHz, whatever its own rate. UserError if that can't be done."""
+        return self.read()[0]
+
+    def read(self, max_s: float | None = None) -> tuple[np.ndarray, list[recordings.Finding]]:
+        """As `samples`, with what was found out about the channels; a file of more than `max_s` seconds is refused."""
         if self.recording is None:
             raise UserError(f"{self.name}: the row has no recording")
         if isinstance(self.recording, tuple):
-            return _from_array(*self.recording, name=self.name)
-        return recordings.read(self.recording, name=self.name if isinstance(self.recording, bytes) else None)
+            return _from_array(*self.recording, name=self.name), []
+        name = self.name if isinstance(self.recording, bytes) else None
+        return recordings.read_noting(self.recording, name=name, max_s=max_s)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def float_wav(samples: np.ndarray) -> bytes:
     ({"audio": float_wav(NAN)}, "not finite", "NaN"),
     ({"audio": wav(np.zeros(RATE))}, "silent", "silent"),
     ({"audio": wav(recorded(1)[0][:2400])}, "too short", "0.10 s"),
-    ({"audio": wav(speech_like(30.0))}, "too long", "30.0 s make"),
+    ({"audio": wav(speech_like(30.0))}, "too long", "that fit: split it"),
     ({"text": None}, "no text", "missing"),
     ({"text": " \n"}, "no text", "missing"),
     ({"text": "nan"}, "no text", "'nan', which programs write"),
