@@ -239,7 +239,7 @@ def _cut_w64(file: BinaryIO, size: int) -> str:
         if name[:4] == b"data":
             lacking = position + length - size
             return f"{lacking} of {length} bytes of sound are missing" if lacking > 0 and length < 1 << 62 else ""
-        position += max(24, (length + 7) // 8 * 8)
+        position += max(24, -(-length // 8) * 8)
     return ""
 
 
@@ -260,8 +260,8 @@ _RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 1200
 
 
 def _frame_bytes(header: bytes) -> int:
-    """The length of an MP3 (ISO 11172-3, 2.4.1.3) or ADTS frame that begins with these 7 bytes; 0 for anything else."""
-    if len(header) < 7 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
+    """The length of an MP3 (ISO 11172-3, 2.4.1.3) or ADTS frame that begins with these 6 bytes; 0 for anything else."""
+    if len(header) < 6 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return 0
     if header[1] & 0xF6 == 0xF0:  # ADTS: 13 bits in the middle
         return (header[3] & 3) << 11 | header[4] << 3 | header[5] >> 5
@@ -276,14 +276,14 @@ def _cut_mpeg(head: bytes, tail: bytes, size: int, file: BinaryIO) -> str:
     """MP3 and ADTS have no length of their own: the Xing or Info frame's byte count, else a whole last frame."""
     begin = 0
     if head[:3] == b"ID3" and len(head) > 10:
-        begin = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        begin = 10 + int("".join(f"{byte:08b}"[1:] for byte in head[6:10]), 2)
     file.seek(begin)
     first = file.read(256)
-    if not _frame_bytes(first[:7]):
+    if not _frame_bytes(first[:6]):
         return ""
     sign = next((at for name in (b"Xing", b"Info") if (at := first.find(name)) > 0), -1)
-    if sign > 0 and first[sign + 7] & 2:
-        at = sign + 8 + 4 * (first[sign + 7] & 1)
+    if sign > 0 and (flags := int.from_bytes(first[sign + 4 : sign + 8], "big")) & 2:
+        at = sign + 8 + 4 * (flags & 1)
         return _missing(begin, int.from_bytes(first[at : at + 4], "big"), size)
     return _cut_last_frame(tail, begin, size)
 
@@ -292,7 +292,7 @@ def _cut_last_frame(tail: bytes, begin: int, size: int) -> str:
     """Frame after frame through the tail, from the first one that three others follow."""
     for start in range(max(0, begin - (size - len(tail))), len(tail)):
         position, frames = start, 0
-        while length := _frame_bytes(tail[position : position + 7]):
+        while length := _frame_bytes(tail[position : position + 6]):
             position, frames = position + length, frames + 1
         if frames > 3:
             lacking = position - len(tail)

@@ -19,6 +19,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,17 +190,14 @@ def _open(options: CorpusOptions, dataset: Any) -> Source:
 
 def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer,
           max_seq_length: int, progress: bool) -> tuple[list[Clip], list[Rejection], dict[str, Codes]]:  # fmt: skip
-    """The part's clips and rejections in order, and the codes by key."""
     clips: list[Clip] = []
     rejections: list[Rejection] = []
-    whole = part.count == 1
-    most_s = max_seq_length / FRAME_SLOTS * codec.samples_per_frame / SAMPLE_RATE_HZ  # with a text of no tokens
+    most_s = max_seq_length / FRAME_SLOTS * codec.samples_per_frame / SAMPLE_RATE_HZ
+    read = partial(read_recording, min_seconds=options.min_seconds, max_seconds=most_s)
     with (
         contextlib.closing(Progress(part.size(source.count), progress)) as shown,
         Encoder(codec, Path(options.cache_dir), shown) as encoder,
-        contextlib.closing(
-            read_ahead(part.of(source.records()), lambda r: read_recording(r, options.min_seconds, most_s))
-        ) as recordings,
+        contextlib.closing(read_ahead(part.of(source.records()), read)) as recordings,
     ):  # fmt: skip
         for record, recording in recordings:
             try:
@@ -209,10 +207,9 @@ def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, 
                 shown.add(0.0)
                 continue
             clips.append(clip)
-            # With too many unfit ones the run fails, and only the report is left.
-            if not whole or len(rejections) / source.count <= options.max_rejected:
+            if part.count != 1 or len(rejections) / source.count <= options.max_rejected:
                 encoder.add(clip.key, samples)
-        if whole:
+        if part.count == 1:
             corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
             _refuse_too_many(corpus, options)
         encoder.flush()
