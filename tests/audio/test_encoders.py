@@ -112,7 +112,8 @@ def test_the_first_bytes_come_with_the_first_frames(format):
     encoder = Encoder(format)
     samples = speechlike(1.0)
     first = encoder.push(samples[:FRAME]) + encoder.push(samples[FRAME : 2 * FRAME])
-    assert len(decoded(first, format)) > 0
+    # A player begins before the end is there; `read` would refuse Ogg without its last page.
+    assert len(soundfile.read(io.BytesIO(first))[0] if format == "opus" else decoded(first, format)) > 0
 
 
 @pytest.mark.parametrize("format", CODED)
