@@ -166,7 +166,7 @@ class Answer:
                 await self._send_piece(send, piece, sse)
         except Problem as problem:  # too late for a status: without its end, the client sees that the answer is broken
             scope["outcome"] = "aborted"
-            log.error("%s: broken off after %d bytes: %s", _id(scope), self.bytes_sent, problem)
+            log.error("%s: broken off after %d bytes: %s", _id(scope), self.bytes_sent, problem.code)
             if not sse:
                 return
             await self._send_event(send, {"type": "error", **problem.body()})

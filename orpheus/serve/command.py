@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import importlib
+import ipaddress
 import logging
 import os
 import socket
@@ -23,12 +24,13 @@ from orpheus.config import ReadingOptions, SamplingOptions, VoiceOptions, check_
 from orpheus.engines.torch.shared import share
 from orpheus.errors import MissingPackage, UserError
 from orpheus.serve.answers import Desk
+from orpheus.serve.connections import BACKLOG, connection_class, most_connections
+from orpheus.serve.gate import is_address
 from orpheus.serve.options import LOCAL_HOSTS, ServerOptions, read_keys
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "av")
-BACKLOG = 512  # connections that may wait to be accepted
 LAST_BYTES_S = 5  # for bytes that are written but not yet sent
 M_MMAP_THRESHOLD, THRESHOLD_BYTES = -3, 128 * 1024  # glibc's malloc.h, and its first value
 
@@ -65,9 +67,8 @@ def main(options: ServeOptions) -> None:
 
     tts = load_voice(options.model)
     tts.engine = share(tts.engine, options.limits.max_concurrent)
-    address = listener.getsockname()[0]
-    local = address in LOCAL_HOSTS
-    hosts = {*LOCAL_HOSTS, options.host, *options.limits.allow_host} if local else None
+    local = is_address(name := listener.getsockname()[0]) and ipaddress.ip_address(name).is_loopback
+    hosts = {*LOCAL_HOSTS, options.host.lower(), *options.limits.allow_host} if local or not keys else None
     app = create_app(tts, options.limits, sampling=options.sampling, reading=options.reading, keys=keys, hosts=hosts)
     if not local and not keys:
         log.warning("no API key is asked for: whoever reaches %s can speak with this voice", options.host)
@@ -93,8 +94,8 @@ def return_memory() -> None:
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens there. UserError: the host is unknown, the port is taken or not allowed."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY by it
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)  # else a second server could bind as well
@@ -118,12 +119,14 @@ async def serve(app: Any, listener: socket.socket, shutdown_s: float) -> bool:
     """Serve until a signal comes, then until all is answered; False if answers were cut off after `shutdown_s`."""
     import uvicorn
 
-    config = uvicorn.Config(app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None,
+    desk: Desk = app.state.desk
+    most = most_connections(desk.admission.slots + desk.admission.places)
+    config = uvicorn.Config(app, http=connection_class(desk.counts, most), backlog=BACKLOG,
+                            ws="none", loop="asyncio", lifespan="off", log_config=None,
                             access_log=False, server_header=False, proxy_headers=False,
                             timeout_graceful_shutdown=LAST_BYTES_S)  # fmt: skip
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is no HTTP
     server = uvicorn.Server(config)
-    desk: Desk = app.state.desk
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
 

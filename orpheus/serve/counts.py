@@ -25,6 +25,8 @@ class Counts:
         self._audio = Counter("orpheus_audio_seconds", "Seconds of speech made", registry=self.registry)
         self._tokens = Counter("orpheus_tokens", "Tokens drawn", registry=self.registry)
         self._guard = Counter("orpheus_guard_actions", "What the guard trimmed or drew again", registry=self.registry)
+        self._dropped = Counter("orpheus_connections_dropped", "Connections closed: silent, stalled, crowded (it made "
+                                "room), full (no room)", ["reason"], registry=self.registry)  # fmt: skip
         running = Gauge("orpheus_running", "Requests being spoken", registry=self.registry)
         running.set_function(lambda: admission.running)
         queued = Gauge("orpheus_queued", "Requests waiting for a slot", registry=self.registry)
@@ -34,6 +36,10 @@ class Counts:
         """A request has ended. Unknown paths are counted as one: a stranger must not make new series."""
         known = "/v1/models" if path.startswith("/v1/models/") else path
         self._requests.labels(known if known in PATHS else "other", str(status)).inc()
+
+    def dropped(self, why: str) -> None:
+        """A connection was closed that sent or took nothing, or for which there was no room."""
+        self._dropped.labels(why).inc()
 
     def first_audio(self, seconds: float) -> None:
         """A request's first byte of audio has come."""

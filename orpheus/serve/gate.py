@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 import time
 import uuid
 from collections.abc import Collection
@@ -37,14 +39,19 @@ class Gate:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
+        head = scope["method"] == "HEAD"
+        if head and scope["path"] != SPEECH:  # answered like GET; the body is left out on the way
+            scope = {**scope, "method": "GET"}
         scope["request_id"] = uuid.uuid4().hex
-        passed = _Passed(send, scope["request_id"], close=self.desk.stopping)
+        passed = _Passed(send, scope["request_id"], close=self.desk.stopping, head=head)
         counted = int(scope["path"] not in STAYS_OPEN)
         self.desk.busy += counted
         try:
             self._check(scope)
             await self.app(scope, receive, passed.send)
         except Problem as problem:
+            passed.close_if_unread(scope["headers"])  # a refused body is not waited for
+            scope["reason"] = problem.code
             await problem.send(passed.send)
         except Exception:
             log.exception("%s: a defect of the server", scope["request_id"])
@@ -58,15 +65,17 @@ class Gate:
             outcome = scope.get("outcome", passed.status)
             self.desk.counts.request(scope["path"], outcome)
             if scope["path"] == SPEECH:
-                log.info("%s: %s %s in %.2f s%s", scope["request_id"], scope["method"], outcome,
-                         time.monotonic() - started, f": {scope['note']}" if "note" in scope else "")  # fmt: skip
+                said = scope.get("note") or scope.get("reason")
+                log.info("%s: %s %s %s in %.2f s%s", scope["request_id"], scope["method"], SPEECH, outcome,
+                         time.monotonic() - started, f": {said}" if said else "")  # fmt: skip
 
     def _check(self, scope: Any) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         path = scope["path"]
-        if self.hosts is not None and (name := host_name(headers.get(b"host", ""))) not in self.hosts:
-            raise Problem(400, f"this server is reached as {', '.join(sorted(self.hosts))}, not as {name[:80]!r}: see "
-                          "its option --allow-host", code="unknown_host")  # fmt: skip
+        name = host_name(headers.get(b"host", ""))
+        if self.hosts is not None and name not in self.hosts and not is_address(name):
+            raise Problem(400, f"this server is reached by address or as {', '.join(sorted(self.hosts))}, "
+                          f"not as {name[:80]!r}: see its option --allow-host", code="unknown_host")  # fmt: skip
         if self.desk.stopping and path not in STAYS_OPEN:
             raise Problem(503, "the server is stopping", code="stopping", headers={"Retry-After": "5"})
         if self.keys and path not in OPEN_PATHS and not self.keys.admit(headers.get(b"authorization")):
@@ -77,13 +86,20 @@ class Gate:
 class _Passed:
     """The way out: sends on, notes the status, adds what every answer has."""
 
-    def __init__(self, send: Any, request_id: str, close: bool) -> None:
-        self._send = send
+    def __init__(self, send: Any, request_id: str, close: bool, head: bool) -> None:
+        self._send, self._head = send, head
         self.status: int | None = None
         self._headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
         self._headers += [(b"connection", b"close")] if close else []
 
+    def close_if_unread(self, headers: Any) -> None:
+        told = dict(headers)
+        if b"transfer-encoding" in told or len(told.get(b"content-length", b"0")) > 4:  # 10 kB and more
+            self._headers.append((b"connection", b"close"))
+
     async def send(self, message: Any) -> None:
+        if self._head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         if message["type"] == "http.response.start":
             self.status = message["status"]
             mine = {name for name, _ in self._headers}
@@ -93,10 +109,18 @@ class _Passed:
 
 
 def host_name(host: str) -> str:
-    """The name in a Host header, without its port: '[::1]:8000' -> '::1'."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower().rstrip(".")
+    """The name in a Host header, without its port: '[::1]:8000' -> '::1'; '' for anything else (RFC 9110)."""
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::[0-9]{0,5})?", host.lower())
+    return (match[1] or match[2]) if match else ""
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address. No stranger can make one point elsewhere, as a name can."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def read_body(request: Any, most: int, seconds: float) -> bytes:

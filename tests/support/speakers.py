@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from orpheus.format.prompt import check_text
+from orpheus.serve.connections import connection_class
 from orpheus.speak.utterance import NoSpeech
 
 FRAME = 2048
@@ -93,11 +94,12 @@ class FakeReading:
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
+def running(app: Any, most: int = 600) -> Iterator[str]:
     """Serve the app on a free port of this machine until the block ends; its address."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1, http="h11",
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1,
+                                           http=connection_class(app.state.desk.counts, most),
                                            lifespan="off"))  # fmt: skip
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
