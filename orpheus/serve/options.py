@@ -38,7 +38,7 @@ class ServerOptions:
     shutdown_seconds: float = 300.0
     """After Ctrl-C or SIGTERM: how long the answers under way may take. Those that take longer are cut off."""
     allow_host: tuple[str, ...] = ()
-    """On a local address: further Host names by which it may be reached, as a proxy passes them on."""
+    """On a local address, or without keys: further Host names by which it is reached (a proxy's, a container's)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, max_input_chars=(1, math.inf), max_concurrent=(1, 1000), max_queue=(0, math.inf),
