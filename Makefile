@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
-CODE := orpheus data tests benchmarks orpheus_sft_unsloth.py inference.py
+CODE := orpheus data tests benchmarks examples orpheus_sft_unsloth.py inference.py setup.py
 
 .PHONY: help setup setup-engines demo serve evaluate test test-all test-engines smoke bench check format clean
 
@@ -22,7 +22,7 @@ demo: $(VENV)/.ready  ## train a LoRA on the embedded voice and speak three tagg
 	@echo
 	@echo "listen to      generated_audio/output_0.wav  output_1.wav  output_2.wav"
 	@echo "loss curve     lora_model/loss.png"
-	@echo "speak          $(BIN)/python inference.py \"Hey there, <giggles> how are you?\""
+	@echo "speak          $(BIN)/orpheus speak \"Hey there, <giggles> how are you?\""
 
 serve: $(VENV)/.ready  ## serve the embedded voice on http://127.0.0.1:8000: OpenAI's speech API and a web page
 	$(BIN)/python -m orpheus serve --adapter None --preset tiny
@@ -81,11 +81,12 @@ clean:  ## remove the environment, caches and everything the programs wrote
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	git clean -fdqX lora_model generated_audio
 
-$(VENV)/.ready: $(REQUIREMENTS) constraints.txt
+$(VENV)/.ready: $(REQUIREMENTS) constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .  # the command `orpheus`
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt constraints.txt

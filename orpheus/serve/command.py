@@ -58,7 +58,7 @@ def main(options: ServeOptions) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise MissingPackage(package, "the server", "pip install -r requirements.txt") from error
+            raise MissingPackage(package, "the server", f"pip install {' '.join(PACKAGES)}") from error
     return_memory()
     keys = read_keys(options.limits.api_key_file)
     listener = bind(options.host, options.port)

@@ -76,8 +76,11 @@ def _packages() -> Iterator[Line]:
 
     file = ROOT / "requirements-cpu.txt"
     asked = file.read_text(encoding="utf-8").splitlines() if file.is_file() else metadata.requires("orpheus-lora") or []
-    for text in filter(None, (line.partition("#")[0].strip() for line in asked)):
-        wanted = Requirement(text)
+    for line in filter(None, (line.partition("#")[0].strip() for line in asked)):
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": "serve"}):
+            continue  # of an extra that the embedded preset does without
+        text = f"{wanted.name}{wanted.specifier}"
         found = _version(wanted.name)
         if found is None:
             yield Line("missing", wanted.name, f"pip install '{text}'")

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -168,21 +167,6 @@ def test_presets_fill_every_open_option():
     assert (gpu.corpus.dataset, gpu.lora.r, gpu.lora.lora_alpha) == ("MrDragonFox/Elise", 64, 64)
     assert (gpu.train.batch_size, gpu.train.gradient_accumulation, gpu.train.learning_rate) == (1, 4, 2e-4)
     assert gpu.model.load_in_4bit and gpu.train.seed == 3407
-
-
-def requirements(name: str) -> dict[str, str]:
-    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
-    return {re.split(r"[<>=]", line)[0].replace("-", "_"): line for line in lines if line}
-
-
-def test_the_demanded_requirements():
-    gpu, cpu = requirements("requirements.txt"), requirements("requirements-cpu.txt")
-    asked = {"unsloth", "transformers", "peft", "trl", "datasets", "sentencepiece", "protobuf", "huggingface_hub",
-             "hf_transfer", "snac", "soundfile", "librosa", "torchaudio"}  # fmt: skip
-    assert asked <= set(gpu)
-    assert gpu["datasets"] == "datasets>=3.4.1,<4.0.0" and gpu["huggingface_hub"] == "huggingface_hub>=0.34.0"
-    assert set(gpu) - set(cpu) == {"unsloth", "torchaudio"}  # both need CUDA libraries
-    assert {n: line for n, line in cpu.items() if n != "torch"} == {n: gpu[n] for n in cpu if n != "torch"}
 
 
 def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):

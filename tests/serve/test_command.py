@@ -153,7 +153,7 @@ def test_two_servers_can_t_share_a_port():
 
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(MissingPackage, match="the server needs the package 'uvicorn'.*requirements"):
+    with pytest.raises(MissingPackage, match="the server needs the package 'uvicorn'.*pip install fastapi uvicorn"):
         main(ServeOptions(port=0))
 
 
