@@ -80,7 +80,7 @@ def _packages() -> Iterator[Line]:
         wanted = Requirement(line)
         if wanted.marker and not wanted.marker.evaluate({"extra": "serve"}):
             continue  # of an extra that the embedded preset does without
-        text = f"{wanted.name}{wanted.specifier}"
+        text = line.partition(";")[0].strip()
         found = _version(wanted.name)
         if found is None:
             yield Line("missing", wanted.name, f"pip install '{text}'")
