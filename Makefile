@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks examples orpheus_sft_unsloth.py inference.py setup.py
 
-.PHONY: help setup setup-engines demo serve evaluate test test-all test-engines smoke bench check format clean
+.PHONY: help setup setup-engines demo serve evaluate test test-all test-engines smoke bench check format clean distclean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,10 +76,15 @@ format: $(VENV)/.ready-dev  ## put the code in the project's format
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-clean:  ## remove the environment, caches and everything the programs wrote
+clean:  ## remove the environment and caches; trained voices and spoken audio stay
 	rm -rf $(VENV) .cache .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean:  ## clean, and remove lora_model/ and generated_audio/ too (asks first)
+	@git clean -ndX lora_model generated_audio
+	@printf 'Delete these trained voices and recordings for good? Type yes: '; read answer; test "$$answer" = yes
 	git clean -fdqX lora_model generated_audio
+	@$(MAKE) --no-print-directory clean
 
 $(VENV)/.ready: $(REQUIREMENTS) constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 2; }

@@ -15,14 +15,25 @@ import sys
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import SftOptions
 from orpheus.processes import is_main
-from orpheus.tools.train import adapt, encode, fit, load_model, save, settle, speak_samples
+from orpheus.tools.train import adapt, encode, finished, fit, load_model, save, settle, speak_samples
+from orpheus.training.checkpoints import alone_in
 
 
 def main(options: SftOptions) -> None:
     """Data -> codes -> model -> adapter -> samples."""
-    # 1. What to do: every option that was left open takes its preset's figure.
+    # 1. What to do: every option that was left open takes its preset's figure. No two trainings share a folder.
     options = settle(options)
+    with alone_in(options.output_dir):
+        if not finished(options):
+            make_adapter(options)
 
+    # 6. Three samples, spoken in a fresh process: it proves that what was saved is all that is needed.
+    if is_main():  # with several GPUs all processes have the same adapter: one saves it and speaks
+        speak_samples(options)
+
+
+def make_adapter(options: SftOptions) -> None:
+    """Train the adapter that the options describe, and save it."""
     # 2. The base model, in 4 bit. Before the data, because Unsloth must be imported before its dependencies.
     model = load_model(options)
 
@@ -34,15 +45,10 @@ def main(options: SftOptions) -> None:
     summary = fit(options, model, corpus)
     if summary.interrupted:
         sys.exit(EXIT_INTERRUPTED)  # a checkpoint is saved
-    if not is_main():
-        return  # with several GPUs all processes have the same adapter: one saves it and speaks
 
     # 5. Saved in peft's format, with all that speaking needs to know.
-    save(options, model, codec, corpus, summary)
-
-    # 6. Three samples, spoken in a fresh process: it proves that what was saved is all that is needed.
-    del model, codec  # their memory is wanted there
-    speak_samples(options, corpus)
+    if is_main():
+        save(options, model, codec, corpus, summary)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ PRESETS = {
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
 EngineName = Literal["auto", "torch", "llamacpp", "remote", "vllm"]
 DraftName = Literal["none", "4bit"]
-RecogniserName = Literal["auto", "whisper", "pocketsphinx", "none"]
+RecogniserName = Literal["auto", "pocketsphinx", "none"]
 Decoding = Literal["strict", "framed"]
 """What a token is drawn from. SNAC frames have seven slots with 4096 ids each, and speech may end after any frame.
 
@@ -212,7 +212,7 @@ class TrainOptions:
     log_every: int = 5
     """Steps between log lines."""
     resume: bool = False
-    """Go on from the last checkpoint in the output folder."""
+    """Go on from the last checkpoint in the output folder; where that training is done already, speak its samples."""
     seed: int = 3407
     """Seed of the data order, the split and the adapter's first weights."""
     push_to_hub: bool = False
@@ -269,6 +269,8 @@ class SftOptions:
     """Where the spoken samples go."""
     speak_samples: bool = True
     """Speak the default prompts when training is done."""
+    overwrite: bool = False
+    """Replace a finished adapter in the output folder. Off: it is kept, and the training refused."""
     overwrite_samples: bool = False
     """Start at output_0.wav again instead of numbering on after the files that exist."""
 

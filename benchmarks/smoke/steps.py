@@ -141,7 +141,8 @@ def speak(settings: Settings, name: str, *, adapter: str) -> dict[str, Any]:
     """Reload the adapter that an earlier step trained, speak, check the stop rules and the WAV files."""
     import soundfile
 
-    from orpheus.speak.inference import OrpheusInference, output_paths
+    from orpheus.speak.inference import OrpheusInference
+    from orpheus.speak.names import output_paths
 
     with timed() as loading:
         tts = OrpheusInference(settings.folder(adapter), device=settings.device)

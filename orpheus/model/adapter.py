@@ -166,6 +166,8 @@ def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> P
             loaded.tokenizer.save_pretrained(temporary)
             (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
             provenance.save(temporary)
+            # safetensors makes its file readable by its owner alone; the others have the mode that the umask leaves.
+            (temporary / ADAPTER_WEIGHTS).chmod((temporary / ADAPTER_CONFIG).stat().st_mode & 0o777)
             for file in sorted(temporary.iterdir(), key=lambda f: f.name == ADAPTER_WEIGHTS):
                 file.replace(folder / file.name)  # the weights last: a folder that has them is complete
     finally:

@@ -179,7 +179,7 @@ def load_tokenizer(base: str) -> Any:
     from transformers import AutoTokenizer
 
     source = str(local_folder(base, "base model") or base)
-    return _fetch_base(base, lambda: AutoTokenizer.from_pretrained(source))
+    return _fetch_base(base, lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False))
 
 
 def _fetch_base(base: str, load: Callable[[], Any]) -> Any:
@@ -191,7 +191,7 @@ def _parameters(base: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = _fetch_base(base, lambda: AutoConfig.from_pretrained(base))
+    config = _fetch_base(base, lambda: AutoConfig.from_pretrained(base, trust_remote_code=False))
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
@@ -204,9 +204,10 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
     )
 
     def load() -> tuple[Any, Any]:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             base,
+            trust_remote_code=False,  # a base is data: its own Python is never run, nor asked about
             dtype=dtype,
             device_map={"": device},
             use_safetensors=True,  # never unpickle weights
@@ -324,6 +325,7 @@ def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> 
             max_seq_length=max_seq_length,
             dtype=dtype,
             load_in_4bit=in_4bit,
+            trust_remote_code=False,
             # Else Unsloth loads another, pre-quantised repository than the provenance names and speaking will need.
             use_exact_model_name=True,
         )

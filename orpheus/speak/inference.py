@@ -35,6 +35,7 @@ from orpheus.format.texts import normalise
 from orpheus.model.base import has_gpu
 from orpheus.model.provenance import versions
 from orpheus.speak.guard import Watch
+from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Before, Closed, Reading, Spoken
 from orpheus.speak.speech import Speech
 from orpheus.speak.utterance import NoSpeech, Utterance, best, is_good, retry_seed
@@ -164,9 +165,9 @@ class OrpheusInference:
         """
         sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
         rows = self._rows(texts, voice, sampling, reading.guard)
-        paths = output_paths(Path(folder), len(rows), overwrite)
-        for speech in self._speak(rows, sampling, batch_size, reading):
-            yield speech, speech.save(paths[speech.index], overwrite=overwrite)
+        with reserved_paths(Path(folder), len(rows), overwrite) as paths:
+            for speech in self._speak(rows, sampling, batch_size, reading):
+                yield speech, speech.save(paths[speech.index], overwrite=overwrite)
 
     def stream(
         self,
@@ -363,10 +364,3 @@ def load_voice(options: VoiceOptions) -> OrpheusInference:
     return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
                             options.threads, options.gpu_layers, options.server, options.server_model,
                             options.draft)  # fmt: skip
-
-
-def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:
-    """`count` paths output_<k>.wav in `folder`: from 0 with `overwrite`, else after the highest that exists."""
-    taken = [int(p.stem[7:]) for p in folder.glob("output_*.wav") if p.stem[7:].isdecimal()]
-    first = 0 if overwrite or not taken else max(taken) + 1
-    return [folder / f"output_{first + i}.wav" for i in range(count)]

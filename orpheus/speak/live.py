@@ -15,7 +15,8 @@ from orpheus.audio.schedule import grouped
 from orpheus.config import ReadingOptions, SamplingOptions, VoiceOptions
 from orpheus.errors import UserError
 from orpheus.model.provenance import write_json
-from orpheus.speak.inference import OrpheusInference, load_voice, output_paths
+from orpheus.speak.inference import OrpheusInference, load_voice
+from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Reading
 
 LOG_EVERY_S = 30.0  # where stderr is no terminal
@@ -62,13 +63,16 @@ def read_aloud(
     readings = [
         tts.read(text, voice, replace(sampling, seed=seed), reading) for text, seed in zip(texts, seeds, strict=True)
     ]
-    paths = output_paths(folder, len(texts), overwrite)
-    for spoken, path in zip(readings, paths, strict=True):
-        if pcm is None:
+    if pcm is not None:
+        for spoken in readings:
+            if not to_pcm(spoken, pcm):
+                return
+            yield spoken, None
+        return
+    with reserved_paths(folder, len(texts), overwrite) as paths:
+        for spoken, path in zip(readings, paths, strict=True):
             to_wav(spoken, path, overwrite)
-        elif not to_pcm(spoken, pcm):
-            return
-        yield spoken, None if pcm else path
+            yield spoken, path
 
 
 def to_wav(reading: Reading, path: Path, overwrite: bool = False) -> None:

@@ -53,15 +53,24 @@ def main(options: SftOptions) -> None:
 
 def steps(options: SftOptions) -> TrainSummary:
     """Data -> codes -> model -> adapter -> samples. `orpheus_sft_unsloth.py` tells the same steps one by one."""
+    from orpheus.training.checkpoints import alone_in
+
     options = settle(options)
+    with alone_in(options.output_dir):
+        summary = finished(options) or make(options)
+    if is_main() and not summary.interrupted:
+        speak_samples(options)
+    return summary
+
+
+def make(options: SftOptions) -> TrainSummary:
+    """Train the adapter and save it."""
     model = load_model(options)
     codec, corpus = encode(options, model)
     model = adapt(options, model)
     summary = fit(options, model, corpus)
-    if is_main() and not summary.interrupted:  # all processes have the same adapter: one saves it and speaks
+    if is_main() and not summary.interrupted:  # all processes have the same adapter: one saves it
         save(options, model, codec, corpus, summary)
-        del model, codec
-        speak_samples(options, corpus)
     return summary
 
 
@@ -80,6 +89,23 @@ def settle(options: SftOptions) -> SftOptions:
 
         check_upload(options.train.hub_repo_id)  # now, not after hours of training
     return options
+
+
+def finished(options: SftOptions) -> TrainSummary | None:
+    """What this very training did if it is done already (--resume); None if there is something to train.
+
+    UserError: the output folder holds another finished adapter, and --overwrite was not given.
+    """
+    from orpheus.training.checkpoints import is_finished
+
+    folder = options.output_dir
+    if not is_finished(folder, as_dict(options), resume=options.train.resume, overwrite=options.overwrite):
+        return None
+    from orpheus.training.trainer import TrainSummary  # not before Unsloth where a model is loaded
+
+    if is_main():
+        print(f"this training is finished already: its adapter is in {folder} (--overwrite trains it again)")
+    return TrainSummary.load(folder)
 
 
 def load_model(options: SftOptions) -> LoadedModel:
@@ -156,17 +182,19 @@ def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corp
         print(f"uploaded to {upload(options.output_dir, _set(options.train.hub_repo_id))}")
 
 
-def speak_samples(options: SftOptions, corpus: Corpus) -> None:
+def speak_samples(options: SftOptions) -> None:
     """Speak in a fresh process: it proves that what was saved is all that is needed."""
     from orpheus.model.base import free_memory
+    from orpheus.model.provenance import Provenance
 
     if not options.speak_samples:
         return
     free_memory()
+    made = Provenance.load(options.output_dir)
     speak = [sys.executable, "-m", "orpheus", "speak", "--adapter", str(options.output_dir)]
     speak += ["--out", str(options.samples_dir), "--transcribe", "auto"]
     speak += ["--overwrite"] if options.overwrite_samples else []
-    speak += ["--voice", corpus.voices[0]] if corpus.voices else []
+    speak += ["--voice", made.voices[0]] if made and made.voices else []
     speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
     if subprocess.run(speak, check=False, env=_environment()).returncode != 0:
         raise UserError("the adapter is saved, but speaking the samples failed: see the line above")

@@ -5,6 +5,7 @@ The data sets hold finished sequences (`input_ids`, `labels`, `length`); nothing
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOG_FILE = "training_log.json"
 NLL_ROWS = 256  # positions whose log-probabilities are taken at once: bounds the memory of a validation pass
 
 
@@ -61,9 +63,18 @@ class TrainSummary:
         """Tokens of text and speech trained on per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @classmethod
+    def load(cls, folder: Path) -> TrainSummary:
+        """Read it from the training_log.json that `save` wrote. UserError if there is none, or it is damaged."""
+        path = folder / LOG_FILE
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} can't be read ({error}): train again with --overwrite") from error
+
     def save(self, folder: Path) -> None:
         """Write training_log.json and the loss curves, loss.png, into `folder`."""
-        write_json(folder / "training_log.json", asdict(self))
+        write_json(folder / LOG_FILE, asdict(self))
         plot_losses(self.history, folder / "loss.png")
 
     def __str__(self) -> str:

@@ -322,6 +322,35 @@ def test_bases_that_do_not_fit_are_refused(base_dir, tmp_path, monkeypatch):
         load_base("unsloth/orpheus-3b-0.1-ft", load_in_4bit=False)
 
 
+def test_the_weights_have_the_mode_of_the_umask(base_dir, tmp_path):
+    import os
+
+    loaded = add_lora(load_base(str(base_dir), load_in_4bit=False), LoraOptions(r=4), alpha=4,
+                      gradient_checkpointing=False, seed=3)  # fmt: skip
+    before = os.umask(0o022)
+    try:
+        folder = save_adapter(loaded, tmp_path / "adapter", provenance_of(loaded))
+    finally:
+        os.umask(before)
+    assert {f.stat().st_mode & 0o777 for f in folder.iterdir()} == {0o644}
+
+
+def test_a_base_never_runs_its_own_python(base_dir, tmp_path, monkeypatch):
+    """Not even when 'y' waits on standard input for transformers' question."""
+    import io
+
+    folder = shutil.copytree(base_dir, tmp_path / "code")
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\ny\ny\n"))
+    with pytest.raises(UserError, match="code can't be loaded"):
+        load_base(str(folder), load_in_4bit=False)
+    assert not ran.exists() and sys.stdin.read() == "y\ny\ny\n"
+
+
 def test_pickled_weights_are_not_loaded(base_dir, tmp_path):
     """Weights load as safetensors: a folder with pytorch_model.bin alone is refused."""
     folder = tmp_path / "pickled"

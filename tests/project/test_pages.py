@@ -273,7 +273,7 @@ def test_commands_run(command, desk, monkeypatch, capfd):
     program, arguments = command
     options = parse(*options_of(program, arguments))
     if program == "orpheus_sft_unsloth.py":  # one step, and no second process that speaks
-        options = dataclasses.replace(options, speak_samples=False,
+        options = dataclasses.replace(options, speak_samples=False, overwrite=True,
                                       train=dataclasses.replace(options.train, max_steps=1))  # fmt: skip
     if program == "orpheus evaluate":  # tests/evaluate listens
         options = dataclasses.replace(options, limit=2, recogniser="none")

@@ -90,10 +90,14 @@ def small(base_dir, codec_dir, clips) -> list[object]:
 
 
 def test_from_recordings_to_an_adapter(small, tmp_path):
-    """Train on mixed formats, interrupt nothing, look at all that is left behind; then train again over it."""
-    for program in (start, run):
-        done = program(SFT, *small, "--no-speak-samples", cwd=tmp_path)
+    """Train on mixed formats, interrupt nothing, look at all that is left behind; over it only when asked."""
+    for program, asked in ((start, []), (run, ["--overwrite"])):
+        done = program(SFT, *small, "--no-speak-samples", *asked, cwd=tmp_path)
         assert "12 of 12" in done.stdout and "3 steps" in done.stdout
+    refused = error_line(run(SFT, *small, "--no-speak-samples", cwd=tmp_path, code=2))
+    assert "holds a finished adapter" in refused and "lora_model_2" in refused
+    again = run(SFT, *small, "--no-speak-samples", "--resume", cwd=tmp_path)
+    assert "finished already" in again.stdout and "3 steps" not in again.stdout
     folder = tmp_path / "lora_model"
     names = {p.name for p in folder.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "orpheus.json", "loss.png", "training_log.json",
@@ -110,7 +114,7 @@ def test_speaking_from_arguments_file_and_stdin(tmp_path):
     done = start(SPEAK, "Hello there.", "-", "--file", "lines.txt", "--adapter", "None", "--preset", "tiny", "--voice",
                  "tara", "--seed", 7, "--max-new-tokens", 140, "--out", "wavs", "--transcribe", "auto", cwd=tmp_path,
                  stdin="How are you?\n")  # fmt: skip
-    assert done.stdout.count("recognised by ") == 4
+    assert done.stdout.count("recognised by pocketsphinx") == 4
     wavs = sorted((tmp_path / "wavs").glob("*.wav"))
     assert [w.name for w in wavs] == [f"output_{i}.wav" for i in range(4)]
     for path in wavs:

@@ -10,7 +10,8 @@ import pytest
 
 from orpheus.errors import UserError
 from orpheus.format.tokens import Codes
-from orpheus.speak.inference import NoSpeech, OrpheusInference, output_paths
+from orpheus.speak.inference import NoSpeech, OrpheusInference
+from orpheus.speak.names import output_paths
 from orpheus.speak.utterance import FADE_S, fade_out
 from tests.support.voices import ScriptedEngine, save_random_adapter, some_codes
 
