@@ -178,7 +178,7 @@ def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
         "assert not early, early\n"
         "class FastLanguageModel:\n"
         "    @staticmethod\n"
-        "    def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit, use_exact_model_name, trust_remote_code):\n"
+        "    def from_pretrained(model_name, max_seq_length, dtype, load_in_4bit, trust_remote_code, **more):\n"
         "        import torch\n"
         "        assert trust_remote_code is False\n"
         "        print('LOADED', max_seq_length, dtype, load_in_4bit)\n"
