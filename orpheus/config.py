@@ -140,7 +140,8 @@ class CorpusOptions:
     """Where the recordings come from and which of them are fit to train on."""
 
     dataset: str | None = None
-    """Hub data set id, or a folder: saved data set, metadata.csv / .jsonl, LJSpeech, Parquet. Default: the preset's."""
+    """Hub data set id, or a folder: a table (CSV, TSV, JSON lines, LJSpeech), 1.txt beside 1.wav, Parquet, a saved data
+    set. Default: the preset's."""
     split: str = "train"
     """Split of a hub data set."""
     text_column: str = "text"

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from orpheus.codec.snac import SnacCodec
 from orpheus.config import PRESETS, CorpusOptions, embedded_path
-from orpheus.data.corpus import read_recording
+from orpheus.data.clips import read_recording
 from orpheus.data.sources import open_source
 from orpheus.data.usual import Heard, learn
 from orpheus.format.prompt import find_tags

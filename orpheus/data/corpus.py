@@ -14,10 +14,9 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,21 +27,20 @@ import numpy as np
 from orpheus.audio import recordings
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.config import CorpusOptions
-from orpheus.data.encoding import Encoder, Part, frames_of, read_ahead
-from orpheus.data.sources import Progress, Record, Source, open_source
-from orpheus.data.usual import Heard, SpeechStatistics, learn, longest_silence_s
+from orpheus.data.clips import Clip, Unfit, check_record, read_recording
+from orpheus.data.encoding import Encoder, Part, read_ahead
+from orpheus.data.oddities import warnings
+from orpheus.data.sources import Progress, Source, open_source
+from orpheus.data.usual import Heard, SpeechStatistics, learn
 from orpheus.errors import UserError
-from orpheus.format.prompt import EMPTY_CELLS, Example, Renderer, check_text, check_voice, tag_census, tag_warnings
-from orpheus.format.texts import census, changes, normalise
+from orpheus.format.prompt import Example, Renderer, tag_census
+from orpheus.format.texts import census
 from orpheus.format.tokens import FRAME_SLOTS, Codes
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from orpheus.codec.snac import SnacCodec
-
-LOUDNESS_RANGE_DB = 12.0  # a clip this far from the median loudness is worth a look
-LISTED = 5  # how many names a line of the summary lists
 
 
 @dataclass(frozen=True)
@@ -52,30 +50,6 @@ class Rejection:
     name: str
     reason: str
     detail: str
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An accepted clip. `tokens` is its whole sequence, `loudness_db` its RMS level (0 = full scale)."""
-
-    name: str
-    text: str
-    voice: str | None
-    seconds: float
-    tokens: int
-    loudness_db: float
-    key: str  # SHA-256 of its samples, float32 at 24 kHz
-    findings: tuple[str, ...] = ()  # what is not quite right with the recording, as 'clipped: ...'
-    silence_s: float = 0.0  # the longest silence in it
-    changes: tuple[str, ...] = ()  # what was normalised in its text
-
-
-class Unfit(Exception):
-    """A clip can't be used: why in a word or two, and what was found."""
-
-    def __init__(self, reason: str, detail: object) -> None:
-        super().__init__(str(detail))
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -93,6 +67,7 @@ class Corpus:
     rejections: list[Rejection]
     warnings: list[str]
     statistics: SpeechStatistics = field(default_factory=SpeechStatistics)  # what the guard goes by
+    layout: str = ""  # how the data set was read: its columns and what they are for
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -122,6 +97,7 @@ class Corpus:
         reasons = Counter(rejection.reason for rejection in self.rejections)
         rows = {
             "clips": f"{len(self.clips)} of {total} from {self.name}, {self.seconds / 60:.1f} min of speech",
+            "read as": self.layout or "rows",
             "split": f"{len(self.train)} to train, {len(self.validation)} to validate",
             "seconds": _spread([clip.seconds for clip in self.clips], ".1f"),
             "tokens": _spread([clip.tokens for clip in self.clips], ".0f"),
@@ -160,7 +136,7 @@ def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max
     """
     source = _open(options, dataset)
     clips, rejections, codes = _read(source, Part(), options, codec, renderer, max_seq_length, progress)
-    corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
+    corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, warnings(clips), layout=source.layout)
     held_out = _held_out([clip.text for clip in clips], options.validation_share, seed)
     parts: tuple[list[Clip], list[Clip]] = ([], [])
     for index, clip in enumerate(clips):
@@ -210,7 +186,9 @@ def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, 
             if part.count != 1 or len(rejections) / source.count <= options.max_rejected:
                 encoder.add(clip.key, samples)
         if part.count == 1:
-            corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, _warnings(clips))
+            corpus = Corpus(
+                source.name, _table([]), _table([]), clips, rejections, warnings(clips), layout=source.layout
+            )
             _refuse_too_many(corpus, options)
         encoder.flush()
     return clips, rejections, encoder.codes
@@ -226,92 +204,6 @@ def _check_options(options: CorpusOptions) -> None:
     for name, good, expected in checks:
         if not good:
             raise UserError(f"{name} is {getattr(options, name)}, expected {expected}")
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A clip's samples, float32 [N] at 24 kHz, and what was found out about them."""
-
-    samples: np.ndarray
-    findings: tuple[str, ...]
-    loudness_db: float
-    key: str
-    silence_s: float
-
-
-def read_recording(record: Record, min_seconds: float, max_seconds: float | None = None) -> Recording:
-    """Read a recording and check it; raises Unfit. Safe in any thread."""
-    try:
-        samples, findings = record.read(max_seconds)
-        findings += recordings.check(samples, min_s=min_seconds, name=record.name)
-    except recordings.AudioProblem as problem:
-        raise Unfit("unreadable" if problem.reason == "missing" else problem.reason, problem) from problem
-    except UserError as error:
-        raise Unfit("unreadable", error) from error
-    loudness_db = 10 * math.log10(float(np.mean(np.square(samples, dtype=np.float64))))
-    key = hashlib.sha256(samples.astype("<f4").tobytes()).hexdigest()
-    return Recording(samples, tuple(map(str, findings)), loudness_db, key, longest_silence_s(samples, loudness_db))
-
-
-def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_seconds: float, max_seq_length: float,
-                 recording: Callable[[], Recording] | None = None) -> tuple[Clip, np.ndarray]:  # fmt: skip
-    """The clip and its samples, float32 [N] at 24 kHz; raises Unfit.
-
-    `recording` gives what `read_recording` found where that ran before; else it is read here.
-    """
-    text, voice = _text(record.text), _voice(record.voice)
-    try:
-        overhead = len(renderer.example(text, Codes.concatenate([]), voice).input_ids)
-    except UserError as error:  # a control token written out in the text
-        raise Unfit("bad text", error) from error
-    read = recording() if recording else read_recording(record, min_seconds)
-    seconds = len(read.samples) / recordings.SAMPLE_RATE_HZ
-    tokens = overhead + FRAME_SLOTS * frames_of(read.samples, codec)
-    if tokens > max_seq_length:
-        room_s = (max_seq_length - overhead) // FRAME_SLOTS * codec.samples_per_frame / recordings.SAMPLE_RATE_HZ
-        room = f"{max_seq_length} hold {max(room_s, 0):.1f} s with this text"
-        raise Unfit("too long", f"{seconds:.1f} s make {tokens} tokens, {room}: split it, or raise max_seq_length")
-    clip = Clip(
-        record.name,
-        text,
-        voice,
-        seconds,
-        tokens,
-        read.loudness_db,
-        read.key,
-        read.findings,
-        read.silence_s,
-        changes(record.text),
-    )
-    return clip, read.samples
-
-
-def _missing(cell: Any) -> bool:
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())  # NaN is pandas' empty cell
-
-
-def _text(cell: Any) -> str:
-    if _missing(cell):
-        raise Unfit("no text", "the transcript is missing")
-    if isinstance(cell, str) and cell.strip() in EMPTY_CELLS:
-        raise Unfit("no text", f"the transcript is {cell.strip()!r}, which programs write where there is none")
-    try:
-        return check_text(cell)
-    except UserError as error:
-        reason = "bad text"
-        with contextlib.suppress(UserError):
-            check_text(re.sub("[<>]", " ", normalise(cell)) if isinstance(cell, str) else None)
-            reason = "bad tag"  # nothing else is wrong with it
-        raise Unfit(reason, error) from error
-
-
-def _voice(cell: Any) -> str | None:
-    if _missing(cell):
-        return None
-    try:
-        return check_voice(normalise(str(cell)).strip(), ())
-    except UserError as error:
-        raise Unfit("bad voice", f"{error}; if the column holds no voices, set --voice-column ''") from error
 
 
 def _refuse_too_many(corpus: Corpus, options: CorpusOptions) -> None:
@@ -365,30 +257,6 @@ def _table(examples: Iterable[Example]) -> Dataset:
                "labels": pa.ListArray.from_arrays(offsets, np.concatenate(labels)),
                "length": pa.array(lengths, pa.int32())}  # fmt: skip
     return Dataset(pa.table(columns))
-
-
-def _warnings(clips: Sequence[Clip]) -> list[str]:
-    """What is odd about the accepted clips, a line each kind."""
-    lines = tag_warnings(clip.text for clip in clips)
-    kinds: dict[str, list[str]] = defaultdict(list)
-    recordings: dict[str, list[Clip]] = defaultdict(list)
-    median_db = statistics.median([clip.loudness_db for clip in clips] or [0.0])
-    for clip in clips:
-        for finding in clip.findings:
-            kinds[finding.split(":")[0]].append(clip.name)
-        if abs(clip.loudness_db - median_db) > LOUDNESS_RANGE_DB:
-            kinds[f"more than {LOUDNESS_RANGE_DB:g} dB from the median loudness"].append(clip.name)
-        recordings[clip.key].append(clip)
-    for same in recordings.values():
-        if len({clip.text for clip in same}) > 1:
-            kinds["the same recording with another text"] += [clip.name for clip in same]
-    unnamed = [clip.name for clip in clips if not clip.voice]
-    if 0 < len(unnamed) < len(clips):
-        kinds["without a voice, while others have one"] = unnamed
-    for kind, names in kinds.items():
-        more = ", ..." if len(names) > LISTED else ""
-        lines.append(f"{kind}: {len(names)} of {len(clips)} clips ({', '.join(names[:LISTED])}{more})")
-    return lines
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -2,8 +2,9 @@
 
     hub id            the `datasets` library downloads it
     saved data set    a folder written by `Dataset.save_to_disk` (or `DatasetDict`)
-    metadata          a folder with metadata.csv or metadata.jsonl: file_name, text and, if you like, source
+    a table           metadata.csv, or any other .csv, .tsv, .jsonl (`tables`): file_name, text and, if you like, source
     LJSpeech          a folder with wavs/ and a metadata.csv without header: id|text|normalised text
+    texts             1.txt beside 1.wav
     Parquet           one file, or a folder of them
 
 The `datasets` library would decode recordings itself, at one sampling rate and with packages that may be missing.
@@ -12,15 +13,13 @@ It is told not to: each recording is read from its own file or bytes, at its own
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +27,21 @@ import numpy as np
 
 from orpheus.audio import recordings
 from orpheus.config import HUB_CORPUS, CorpusOptions, embedded_path
+from orpheus.data.columns import IN_TABLES, Columns, find_columns
+from orpheus.data.files import Files
+from orpheus.data.tables import Table, beside_texts, read_table
 from orpheus.errors import UserError
 from orpheus.model.hub import looks_like_path, reason_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
-FILE_COLUMN = "file_name"  # how metadata files name the recording (the hub's audiofolder layout)
-LAYOUTS = "a saved data set, metadata.csv or metadata.jsonl, LJSpeech (metadata.csv and wavs/), or Parquet files"
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.txt")
+TABLES = (".csv", ".tsv", ".jsonl")
+LAYOUTS = (
+    "a saved data set, metadata.csv or another table (.tsv, .jsonl), LJSpeech (metadata.csv and wavs/), recordings "
+    "with a .txt beside each, or Parquet files"
+)
 
 LOG_EVERY_S = 10.0
 LOG_LINE = "corpus: {n_fmt} of {total_fmt} clips, {rate_noinv_fmt}{postfix}\n"
@@ -55,6 +60,7 @@ class Record:
     recording: Path | bytes | tuple[Any, Any] | None
     text: Any
     voice: Any = None
+    hint: str = ""  # what to add where there is no such file
 
     def samples(self) -> np.ndarray:
         """Read the recording: mono float32 [N] at 24 kHz, whatever its own rate. UserError if that can't be done."""
@@ -67,16 +73,20 @@ class Record:
         if isinstance(self.recording, tuple):
             return _from_array(*self.recording, name=self.name), []
         name = self.name if isinstance(self.recording, bytes) else None
-        return recordings.read_noting(self.recording, name=name, max_s=max_s)
+        try:
+            return recordings.read_noting(self.recording, name=name, max_s=max_s)
+        except recordings.AudioProblem as problem:
+            raise recordings.AudioProblem(f"{problem}{self.hint}", problem.reason) from problem
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: what it is called, how many rows are used, and a function that goes through them."""
+    """A data set: what it is called, how many rows are used, a function that goes through them, and how it was read."""
 
     name: str
     count: int
     records: Callable[[], Iterator[Record]]
+    layout: str = ""
 
 
 class Progress:
@@ -103,20 +113,6 @@ class Progress:
         self._bar.close()
 
 
-@dataclass(frozen=True)
-class _Columns:
-    audio: str
-    text: str
-    voice: str | None
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in (self.audio, self.text, self.voice) if name is not None)
-
-    def record(self, name: str, row: dict[str, Any], folder: Path) -> Record:
-        voice = row[self.voice] if self.voice is not None else None
-        return Record(name, _recording(row[self.audio], folder), row[self.text], voice)
-
-
 def open_source(options: CorpusOptions, dataset: Dataset | DatasetDict | None = None) -> Source:
     """The data set that `options.dataset` names, or `dataset` itself, as records (the first `options.limit`).
 
@@ -126,7 +122,7 @@ def open_source(options: CorpusOptions, dataset: Dataset | DatasetDict | None = 
     if not options.limit:
         return source
     count = min(options.limit, source.count)
-    return Source(source.name, count, lambda: itertools.islice(source.records(), count))
+    return replace(source, count=count, records=lambda: itertools.islice(source.records(), count))
 
 
 def _open(options: CorpusOptions, dataset: Any) -> Source:
@@ -139,111 +135,91 @@ def _open(options: CorpusOptions, dataset: Any) -> Source:
         return _from_folder(path, options)
     if os.path.isfile(path):
         return _from_file(path, options)
-    if looks_like_path(options.dataset) or path.suffix in (".csv", ".jsonl", ".parquet"):
+    if looks_like_path(options.dataset) or path.suffix.lower() in (*TABLES, ".parquet"):
         raise UserError(f"data set: there is no file or folder {path}")
     return _from_hub(options.dataset, options)
 
 
 def _from_folder(folder: Path, options: CorpusOptions) -> Source:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _from_saved(folder, options)
-    metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
-    if len(metadata) == 2:
-        raise UserError(
-            f"{folder} has both {' and '.join(METADATA_FILES)}: name the one to use, --dataset {metadata[1]}"
-        )
-    if metadata:
-        return _from_file(metadata[0], options)
+    if open_it := _described(folder, options):
+        return open_it()
     parquet = sorted(folder.rglob("*.parquet"))
     if parquet:
         return _from_parquet(_of_split(parquet, folder, options.split), str(folder), options)
-    found = ", ".join(sorted(p.name for p in itertools.islice(folder.iterdir(), 5))) or "nothing"
+    if file := _one_of_split(_tables(folder), folder, options):
+        return _from_file(file, options)
+    inner = [path for path in _entries(folder) if path.is_dir() and (_described(path, options) or _tables(path))]
+    if chosen := _one_of_split(inner, folder, options):
+        return _from_folder(chosen, options)
+    if table := beside_texts(folder):
+        return _from_table(table, folder, folder, options)
+    found = ", ".join(path.name for path in _entries(folder)[:5]) or "nothing"
     raise UserError(f"the folder {folder} is no data set (it holds {found}): expected {LAYOUTS}")
 
 
+def _described(folder: Path, options: CorpusOptions) -> Callable[[], Source] | None:
+    """How to open a folder that says itself what it is: a saved data set, or one with metadata."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return lambda: _from_saved(folder, options)
+    metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
+    if len(metadata) > 1:
+        names = " and ".join(path.name for path in metadata)
+        raise UserError(f"{folder} has both {names}: name the one to use, --dataset {metadata[1]}")
+    return (lambda: _from_file(metadata[0], options)) if metadata else None
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [path for path in _entries(folder) if path.suffix.lower() in TABLES and path.is_file()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _one_of_split(paths: Sequence[Path], folder: Path, options: CorpusOptions) -> Path | None:
+    """The only one, or the one that has the split's name. UserError where there are several others."""
+    chosen = [path for path in paths if path.stem == options.split] or list(paths)
+    if len(chosen) > 1:
+        names = ", ".join(path.name for path in chosen[:5])
+        raise UserError(f"{folder} has several data sets, {names}: name the one to use, --dataset {chosen[0]}")
+    return chosen[0] if chosen else None
+
+
 def _from_file(path: Path, options: CorpusOptions) -> Source:
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return _from_parquet([path], str(path), options)
-    if path.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"data set: {path} is neither .csv, .jsonl nor .parquet")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from error
-    # Only line feeds end a line: str.splitlines would also split at the separators that a transcript may hold.
-    lines = text.replace("\r\n", "\n").split("\n")
-    if path.suffix == ".jsonl":
-        return _from_rows(_json_rows(path, lines), path, options)
-    if "|" in lines[0]:
-        return _from_ljspeech(path, lines)
-    return _from_rows(_csv_rows(path, lines), path, options)
+    if suffix not in (*TABLES, ".json", ".txt"):
+        raise UserError(f"data set: {path} is neither .csv, .tsv, .jsonl, .txt nor .parquet")
+    return _from_table(read_table(path, options, Files(path.parent)), path, path.parent, options)
 
 
-def _csv_rows(path: Path, lines: list[str]) -> list[dict[str, Any]]:
-    reader = csv.DictReader(line + "\n" for line in lines)
-    rows = []
-    try:
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{path} line {reader.line_num} has more fields than the header: put double quotes "
-                    "around a text that holds a comma"
-                )
-            rows.append(row)
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} is not valid CSV: {error}") from error
-    return rows
-
-
-def _json_rows(path: Path, lines: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is {type(row).__name__}, expected an object {{...}}")
-        rows.append(row)
-    return rows
-
-
-def _from_rows(rows: list[dict[str, Any]], path: Path, options: CorpusOptions) -> Source:
-    if not rows:
+def _from_table(table: Table, path: Path, folder: Path, options: CorpusOptions) -> Source:
+    if not table.rows:
         raise UserError(f"{path} holds no clips")
-    present = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    audio_column = options.audio_column if options.audio_column in present else FILE_COLUMN
-    columns = _find_columns(present, options, str(path), audio_column)
+    present = list(dict.fromkeys(itertools.chain.from_iterable(table.rows)))
+
+    def people(column: str) -> set[str]:
+        return {str(cell) for row in table.rows if (cell := row.get(column)) is not None}
+
+    columns = find_columns(present, options, str(path), people, IN_TABLES)
 
     def records() -> Iterator[Record]:
-        for number, row in enumerate(rows, start=1):
-            complete = {name: row.get(name) for name in columns}
-            yield columns.record(str(complete[columns.audio] or f"row {number}"), complete, path.parent)
+        files = Files(folder)
+        for line, row in zip(table.lines, table.rows, strict=True):
+            cell = row.get(columns.audio)
+            record = _record(columns, str(cell or f"line {line}"), {name: row.get(name) for name in columns}, folder)
+            yield _found(record, cell, files) if isinstance(cell, str) and cell else record
 
-    return Source(str(path), len(rows), records)
+    return Source(str(path), len(table.rows), records, f"{table.layout}; {columns.said}")
 
 
-def _from_ljspeech(path: Path, lines: list[str]) -> Source:
-    wavs = path.parent / "wavs"
-    if not wavs.is_dir():
-        raise UserError(
-            f"{path} is separated by '|', as LJSpeech is, but there is no folder {wavs}; for another "
-            f"layout write it with commas and the header {FILE_COLUMN},text"
-        )
-    rows = [line.split("|") for line in lines if line.strip()]
-
-    def records() -> Iterator[Record]:
-        for clip_id, *texts in rows:
-            candidates = [wavs / f"{clip_id}.wav", wavs / f"{clip_id}.flac", wavs / clip_id]
-            file = next((p for p in candidates if os.path.isfile(p)), candidates[0])  # False for a name too long
-            text = next((t for t in reversed(texts[:2]) if t.strip()), None)  # normalised, or else as written
-            yield Record(file.relative_to(path.parent).as_posix(), file, text)
-
-    return Source(str(path.parent), len(rows), records)
+def _found(record: Record, cell: str, files: Files) -> Record:
+    """The record with the file that its cell means, or with a file of much the same name to complain with."""
+    if file := files.find(cell):
+        return replace(record, recording=file)
+    near = files.near(cell)
+    return replace(record, hint=f"; there is {near}" if near else "")
 
 
 def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
@@ -264,14 +240,19 @@ def _from_parquet(files: Sequence[Path], name: str, options: CorpusOptions) -> S
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def people(column: str) -> set[Any]:
+        parts = (pq.ParquetFile(file) for file in files)
+        tables = (part.read([column]) for part in parts if column in part.schema_arrow.names)
+        return set(itertools.chain.from_iterable(table[column].unique().to_pylist() for table in tables))
+
     count = 0
-    columns: dict[Path, _Columns] = {}  # a file may lack the voice column that another has
+    columns: dict[Path, Columns] = {}  # a file may lack the voice column that another has
     for file in files:
         try:
             table = pq.ParquetFile(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{file} is not a Parquet file: {_first_line(error)}") from error
-        columns[file] = _find_columns(table.schema_arrow.names, options, str(file))
+        columns[file] = find_columns(table.schema_arrow.names, options, str(file), people)
         count += table.metadata.num_rows
 
     def records() -> Iterator[Record]:
@@ -281,11 +262,11 @@ def _from_parquet(files: Sequence[Path], name: str, options: CorpusOptions) -> S
             try:
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=32, columns=list(names)):
                     for row in batch.to_pylist():
-                        yield names.record(_row_name(next(number), row[names.audio]), row, file.parent)
+                        yield _record(names, _row_name(next(number), row[names.audio]), row, file.parent)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{file} is damaged: {_first_line(error)}") from error
 
-    return Source(name, count, records)
+    return Source(name, count, records, columns[files[0]].said)
 
 
 def _from_saved(folder: Path, options: CorpusOptions) -> Source:
@@ -294,8 +275,21 @@ def _from_saved(folder: Path, options: CorpusOptions) -> Source:
     try:
         dataset = load_from_disk(str(folder))
     except Exception as error:  # damaged files surface as any of arrow's, json's or the library's own errors
-        raise UserError(f"{folder} is a damaged saved data set ({_first_line(error)}): save it again") from error
+        why = _newer(error) or f"is a damaged saved data set ({_first_line(error)}): save it again"
+        raise UserError(f"{folder} {why}") from error
     return _from_dataset(dataset, str(folder), options)
+
+
+def _newer(error: Exception) -> str:
+    """Why a data set saved by a later version can't be read: it has features of a type unknown here; '' for others."""
+    from datasets import __version__
+
+    if not (found := re.search(r"Feature type '(\w+)' not found", str(error))):
+        return ""
+    return (
+        f"was saved by a newer version of datasets (it has a feature of the type {found[1]}, as version 4 writes), and "
+        f"here is {__version__}: write it there with .to_parquet('clips.parquet') and give that file"
+    )
 
 
 def _from_dataset(dataset: Any, name: str, options: CorpusOptions) -> Source:
@@ -309,7 +303,7 @@ def _from_dataset(dataset: Any, name: str, options: CorpusOptions) -> Source:
         dataset = dataset[options.split]
     if not isinstance(dataset, Dataset):
         raise UserError(f"the data set is {type(dataset).__name__}, expected datasets.Dataset")
-    columns = _find_columns(dataset.column_names, options, name)
+    columns = find_columns(dataset.column_names, options, name, lambda column: set(dataset.unique(column)))
     table = dataset.with_format(None).select_columns(list(columns))
     if isinstance(table.features[columns.audio], Audio):
         table = table.cast_column(columns.audio, Audio(decode=False))
@@ -319,9 +313,9 @@ def _from_dataset(dataset: Any, name: str, options: CorpusOptions) -> Source:
         for number, row in enumerate(table, start=1):
             if voices and row[columns.voice] is not None:
                 row[columns.voice] = voices[row[columns.voice]]
-            yield columns.record(_row_name(number, row[columns.audio]), row, Path())
+            yield _record(columns, _row_name(number, row[columns.audio]), row, Path())
 
-    return Source(name, len(table), records)
+    return Source(name, len(table), records, columns.said)
 
 
 def _from_hub(name: str, options: CorpusOptions) -> Source:
@@ -330,6 +324,8 @@ def _from_hub(name: str, options: CorpusOptions) -> Source:
     try:
         dataset = load_dataset(name, split=options.split)
     except Exception as error:  # the hub client, the file readers and the network layer raise unrelated types
+        if newer := _newer(error):
+            raise UserError(f"data set '{name}' {newer}") from error
         note = f" ({HUB_CORPUS} has been disabled on the hub since April 2026)" if name == HUB_CORPUS else ""
         raise UserError(
             f"data set '{name}' is no folder here and can't be had from the hub: {reason_of(error)}"
@@ -339,19 +335,9 @@ def _from_hub(name: str, options: CorpusOptions) -> Source:
     return _from_dataset(dataset, name, options)
 
 
-def _find_columns(present: Sequence[str], options: CorpusOptions, where: str, audio_column: str = "") -> _Columns:
-    audio_column = audio_column or options.audio_column
-    voice: str | None = options.voice_column
-    if voice not in present and voice in ("", CorpusOptions.voice_column):
-        voice = None  # a single speaker
-    wanted = {"audio": audio_column, "text": options.text_column} | ({"voice": voice} if voice else {})
-    for option, column in wanted.items():
-        if column not in present:
-            raise UserError(
-                f"{where} has no column '{column}': it has {', '.join(present) or 'none'}; "
-                f"name the right one with --{option}-column"
-            )
-    return _Columns(audio_column, options.text_column, voice)
+def _record(columns: Columns, name: str, row: dict[str, Any], folder: Path) -> Record:
+    voice = row[columns.voice] if columns.voice is not None else None
+    return Record(name, _recording(row[columns.audio], folder), row[columns.text], voice)
 
 
 def _recording(cell: Any, folder: Path) -> Path | bytes | tuple[Any, Any] | None:

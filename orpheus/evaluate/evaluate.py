@@ -38,7 +38,7 @@ from orpheus.config import (
     check_ranges,
     resolve_preset,
 )
-from orpheus.data.corpus import Unfit, check_record
+from orpheus.data.clips import Unfit, check_record
 from orpheus.data.sources import Record, open_source
 from orpheus.errors import UserError
 from orpheus.evaluate.metrics import median_f0_hz, word_errors, words

@@ -184,7 +184,7 @@ def test_text_that_is_a_number_or_nan(tmp_path, run):
                                            '{"file_name": "../data/clips/2.wav", "text": "Hi."}\n')  # fmt: skip
     result = run(folder, max_rejected=1.0)
     assert [r.reason for r in result.rejections] == ["bad text", "no text", "no text", "unreadable"]
-    assert [r.name for r in result.rejections] == ["clips/0.wav", "clips/1.wav", "clips/2.wav", "row 4"]
+    assert [r.name for r in result.rejections] == ["clips/0.wav", "clips/1.wav", "clips/2.wav", "line 4"]
     assert len(result.train) == 1
 
 
@@ -359,6 +359,17 @@ def test_summary_and_report(run, tmp_path):
     assert summary in report and "row 4 (3.wav): too short: " in report and "row 6 (5.wav): clipped: " in report
     assert result.tags == {"laughs": 2, "laughing": 1}
     assert result.seconds == pytest.approx(sum(len(c) for i, c in enumerate(clips) if i != 3) / RATE)
+
+
+def test_odd_voices_are_told(run):
+    clips = recorded(5)
+    texts = ["anna: Hello.", "It rained.", "BEN : Hi there.", "Carlo, come.", "anna and ben."]
+    told = "\n".join(run(dataset(clips, texts, source=["anna", "Anna", "ben", "Carlo", "anna"])).warnings)
+    assert "the voices Anna, anna differ only in case" in told and "Carlo" not in told
+    assert "begins with its own voice" in told and "2 of 5 clips (row 1 (0.wav), row 3 (2.wav))" in told
+    told = "\n".join(run(dataset(clips, texts, source=list("abcde"))).warnings)
+    assert "another in each of 5 clips" in told and "--voice-column ''" in told
+    assert not [w for w in run(dataset(clips, source=list("ababc"), texts=texts)).warnings if "voice" in w]
 
 
 def test_data_hash_ignores_the_order_and_sees_every_change(run):

@@ -25,7 +25,7 @@ def write_ljspeech(folder: Path) -> Path:
     (folder / "wavs").mkdir(parents=True)
     for i, row in enumerate(rows()):
         (folder / "wavs" / f"LJ-{i}.wav").write_bytes(row["audio"]["bytes"])
-    texts = [f"LJ-{i}|as it was written|{text}" for i, text in enumerate(TEXTS)]
+    texts = [f"LJ-{i}|{text.upper()}|{text}" for i, text in enumerate(TEXTS)]
     texts[1] = f"LJ-1|{TEXTS[1]}|"  # without the normalised text
     (folder / "metadata.csv").write_text("\n".join(texts) + "\n")
     return folder
@@ -172,13 +172,13 @@ def broken(name: str, content: str | bytes) -> Callable[[Path], Path]:
     (broken("metadata.csv", "file_name,text\na.wav,Hello, you\n"), "line 2 has more fields than the header"),
     (broken("metadata.csv", "file_name,caption\na.wav,Hi\n"), "no column 'text': it has file_name, caption; .*text-"),
     (broken("metadata.csv", "name,text\na.wav,Hi\n"), "no column 'file_name': it has name, text; .*audio-column"),
-    (broken("metadata.csv", "a|Hi\n"), "there is no folder .*wavs"),
+    (broken("metadata.csv", "a|Hi\n"), "none of its rows names a recording: there is neither a nor wavs/a.wav"),
     (broken("metadata.csv", "file_name,text\na.wav,caf\xe9\n".encode("latin-1")), "not UTF-8"),
     (broken("metadata.jsonl", '{"file_name": "a.wav"\n'), "line 1 is not valid JSON"),
     (broken("metadata.jsonl", "[1]\n"), "line 1 is list, expected an object"),
     (broken("x.parquet", b"PAR1 no"), "is not a Parquet file"),
     (broken("state.json", "{}"), "damaged saved data set"),
-    (lambda folder: write_parquet(folder / "x.csv.parquet").rename(folder / "x.xls"), "neither .csv, .jsonl nor"),
+    (lambda folder: write_parquet(folder / "x.csv.parquet").rename(folder / "x.xls"), "neither .csv, .tsv, .jsonl"),
     (lambda folder: datasets.DatasetDict(test=dataset()), "no split 'train': it has test"),
     (lambda folder: write_parquet(folder / "dev-00000-of-00001.parquet").parent, "no split 'train': it has dev"),
     (lambda folder: dataset().rename_column("audio", "speech"), "no column 'audio': it has .*speech.*audio-column"),
@@ -188,6 +188,38 @@ def broken(name: str, content: str | bytes) -> Callable[[Path], Path]:
 def test_unusable_data_set(make, message, tmp_path, run):
     with pytest.raises(UserError, match=message):
         run(make(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("kind", ["List", "LargeList2", "Json"])
+def test_what_a_newer_version_saved_is_said_with_the_way_out(kind, tmp_path, run, monkeypatch):
+    """Version 4 writes List where 3 has Sequence, and 3 knows no such type."""
+    folder = save(
+        tmp_path / "data",
+        dataset(words=[[1], [2], [3]]).cast_column("words", datasets.Sequence(datasets.Value("int64"))),
+    )
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"Sequence"', f'"{kind}"'))
+    says = rf"newer version of datasets .*type {kind}.* here is {datasets.__version__}: .*to_parquet"
+    with pytest.raises(UserError, match=says):
+        run(folder)
+
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ValueError(f"Feature type '{kind}' not found. Available feature types: ['Value']")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=says):
+        run("me/voices")
+
+
+def test_speakers_and_usual_names_in_every_kind_of_data_set(tmp_path, run):
+    table = dataset(speaker=["mia", "leo", "mia"]).rename_column("text", "sentence")
+    write_parquet(tmp_path / "x.parquet")
+    pq.write_table(table.data.table.combine_chunks(), tmp_path / "x.parquet")
+    for source in (table, save(tmp_path / "saved", table), tmp_path / "x.parquet"):
+        result = run(source)
+        assert result.voices == ("leo", "mia") and [clip.text for clip in result.clips] == list(TEXTS)
+        assert "texts from 'sentence', voices from 'speaker' (2 people)" in result.summary()
+    assert run(table, voice_column="").voices == ()
 
 
 def test_no_data_set_named(run):

@@ -111,7 +111,7 @@ def test_languages_voices_and_tags():
 
 
 def test_reasons_for_leaving_a_clip_out():
-    tree = ast.parse((ROOT / "orpheus" / "data" / "corpus.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "orpheus" / "data" / "clips.py").read_text(encoding="utf-8"))
     reasons = set(get_args(recordings.Reason)) - {"missing"}  # counted as unreadable
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Unfit":
