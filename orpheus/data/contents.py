@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -17,7 +16,7 @@ from orpheus.data.columns import PEOPLE
 Kind = Literal["empty", "numbers", "phonemes", "one value", "labels", "speaker", "names", "text"]
 
 SAMPLED = 200  # rows that a comparison looks at
-SPELLINGS = 0.6  # two columns are spellings of one text if half of their rows are more alike than this (difflib)
+SAME_LETTERS = 0.6  # of both texts (difflib's ratio); translations into related languages have 0.4
 _NUMBER = re.compile(r"[+-]?[\d.,:]+\s?(s|ms|sec|%)?")
 _RARE = "ɹɪʊʌɐɑɜɚɝɒɫɾʁʎɕʑʂʐʃ"  # letters of the IPA in hardly any orthography
 _MARKED = re.compile(f"[ˈˌː]|[{_RARE}].*[{_RARE}]")
@@ -100,6 +99,13 @@ def _is_phonetic(cell: str) -> bool:
 
 def _spellings(one: Sequence[str], other: Sequence[str]) -> bool:
     pairs = [(a.casefold(), b.casefold()) for a, b in zip(one, other, strict=True) if a and b]
-    step = max(1, len(pairs) // SAMPLED)
-    ratios = [difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs[::step]]
-    return not ratios or statistics.median(ratios) > SPELLINGS
+    sample = pairs[:: max(1, len(pairs) // SAMPLED)]
+    return 2 * sum(_alike(*pair) for pair in sample) >= len(sample)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Two texts share most letters, or half of the words of the shorter: in the other numbers are spelt out."""
+    words, more = set(re.findall(r"\w+", one)), set(re.findall(r"\w+", other))
+    if 2 * len(words & more) >= min(len(words), len(more)):
+        return True
+    return difflib.SequenceMatcher(None, one, other).ratio() > SAME_LETTERS
