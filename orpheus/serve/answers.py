@@ -1,8 +1,9 @@
 """One answer: wait for a slot, speak in a thread, send what comes; stop when the client hangs up.
 
-The thread makes one chunk at a time and waits while two are not yet taken, so a slow reader holds back its own request
-and no memory. Nothing is sent before there is audio: until then an error is a proper status. After it an answer that
-can't be completed is broken off, so that no client takes it for a whole one.
+The thread fills the spool (`orpheus/serve/spool.py`) as fast as it speaks, so a slow reader holds no slot while there
+is room, and it gets no more time than its speech lasts and a minute. Nothing is sent before there is audio: until then
+an error is a proper status. After it an answer that can't be completed is broken off, so that no client takes it for a
+whole one.
 """
 
 from __future__ import annotations
@@ -11,58 +12,32 @@ import asyncio
 import base64
 import json
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from orpheus.audio.encoders import Encoder
+from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.audio.schedule import grouped
 from orpheus.errors import UserError
+from orpheus.format.tokens import Stop
 from orpheus.serve.admission import Admission
 from orpheus.serve.counts import Counts
 from orpheus.serve.problems import Problem
 from orpheus.serve.requests import SpeechRequest
+from orpheus.serve.spool import HandOver, Spool
 from orpheus.speak.reading import Reading
 from orpheus.speak.utterance import NoSpeech
 
 log = logging.getLogger(__name__)
 
-ROOM = 2  # pieces of an answer that may wait to be sent
-
-
-class HandOver:
-    """Pieces from a thread to the event loop: the thread waits while ROOM of them are not yet taken."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._room = threading.Semaphore(ROOM)
-        self._pieces: asyncio.Queue[Any] = asyncio.Queue()
-        self.closed = False
-
-    def put(self, piece: Any) -> bool:
-        """Called in the thread. False: nobody wants more."""
-        if not self.closed:
-            self._room.acquire()
-        if not self.closed:
-            with suppress(RuntimeError):  # the loop has ended: the process is going
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-                return True
-        return False
-
-    async def get(self) -> Any:
-        """The next piece."""
-        piece = await self._pieces.get()
-        self._room.release()
-        return piece
-
-    def close(self) -> None:
-        """Called in the loop: no more is wanted. A thread that waits goes on at once."""
-        self.closed = True
-        self._room.release()
+PATIENCE_S = 60.0  # how long a client may let an answer wait in all, beyond the time that it takes to play
+PART = 1 << 15  # bytes that are written at a time, so that a connection's stall can be seen
+SETTLE_S = 0.5
+END_OF_SPEECH = str(Stop.END_OF_SPEECH)
+SLOW = "slow_reader"
 
 
 @dataclass
@@ -72,6 +47,7 @@ class Desk:
     admission: Admission
     counts: Counts
     pool: ThreadPoolExecutor
+    spool: Spool = field(default_factory=Spool)
     busy: int = 0
     stopping: bool = False
 
@@ -87,6 +63,7 @@ class Answer:
     input_tokens: int
     arrived: float = field(default_factory=time.monotonic)
     bytes_sent: int = 0
+    waited_s: float = 0.0  # for the client to take what was sent
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer. Problem: there is no audio, and nothing was sent. Returns early where an answer breaks off."""
@@ -112,7 +89,7 @@ class Answer:
         except BaseException:
             self._close()
             raise
-        pieces = HandOver(asyncio.get_running_loop())
+        pieces = HandOver(asyncio.get_running_loop(), self.desk.spool, whole)
         speaking = asyncio.get_running_loop().run_in_executor(self.desk.pool, self._speak, pieces)
         speaking.add_done_callback(lambda _: self._spoken(entered))
         try:
@@ -129,9 +106,10 @@ class Answer:
                     return
             pieces.put(self.encoder.finish())
             pieces.put(None)
+            pieces.settle()
         except Exception as error:
-            if not pieces.put(error):
-                log.warning("after its client had gone, an answer failed: %s", error, exc_info=True)
+            if not pieces.put(error) and not isinstance(error, UserError):
+                log.warning("after its client had gone, an answer failed", exc_info=True)
         finally:
             self._close()
 
@@ -150,36 +128,37 @@ class Answer:
                 raise _as_problem(piece)
             if piece:
                 yield piece
-        await asyncio.shield(speaking)  # a client's next request must find the slot that this one had
+        await asyncio.wait({speaking}, timeout=SETTLE_S)  # a client's next request must find the slot that this one had
 
     async def _send(self, send: Any, pieces: AsyncIterator[bytes], whole: bool, scope: Any) -> None:
         first = await anext(pieces, b"")
         self.desk.counts.first_audio(time.monotonic() - self.arrived)
-        if whole:
-            await self._send_whole(send, [first, *[piece async for piece in pieces]])
-            return
+        parts = [first, *[piece async for piece in pieces]] if whole else []
         sse = self.request.stream_format == "sse"
         try:
+            if whole:
+                await self._send_whole(send, self.encoder.whole(b"".join(parts)))
+                return
             await self._start(send, {"cache-control": "no-store"})
             await self._send_piece(send, first, sse)
             async for piece in pieces:
                 await self._send_piece(send, piece, sse)
         except Problem as problem:  # too late for a status: without its end, the client sees that the answer is broken
-            scope["outcome"] = "aborted"
-            log.error("%s: broken off after %d bytes: %s", _id(scope), self.bytes_sent, problem.code)
-            if not sse:
+            scope["outcome"], scope["reason"] = "aborted", problem.code
+            if not sse or problem.code == SLOW:
                 return
             await self._send_event(send, {"type": "error", **problem.body()})
         else:
             if sse:
-                await self._send_event(send, {"type": "speech.audio.done", "usage": self._usage()})
+                await self._send_event(send, {"type": "speech.audio.done", "usage": self._usage(),
+                                              "finish_reason": self.finish_reason})  # fmt: skip
         await send({"type": "http.response.body", "body": b""})
 
-    async def _send_whole(self, send: Any, pieces: list[bytes]) -> None:
-        data = self.encoder.whole(b"".join(pieces))
-        await self._start(send, {"content-length": str(len(data))})
-        self.bytes_sent = len(data)
-        await send({"type": "http.response.body", "body": data})
+    async def _send_whole(self, send: Any, data: bytes) -> None:
+        await self._start(send, {"content-length": str(len(data)), "x-finish-reason": self.finish_reason})
+        for at in range(0, len(data), PART):
+            await self._send_piece(send, data[at : at + PART], sse=False)
+        await send({"type": "http.response.body", "body": b""})
 
     async def _start(self, send: Any, headers: dict[str, str]) -> None:
         sse = self.request.stream_format == "sse"
@@ -193,17 +172,33 @@ class Answer:
         if sse:
             await self._send_event(send, {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
         else:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            await self._pass(send, data)
 
     async def _send_event(self, send: Any, event: dict[str, Any]) -> None:
-        body = f"data: {json.dumps(event)}\n\n".encode()
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._pass(send, f"data: {json.dumps(event)}\n\n".encode())
+
+    async def _pass(self, send: Any, body: bytes) -> None:
+        """Part of the body. Problem: the client takes longer than it may."""
+        started = time.monotonic()
+        left = PATIENCE_S + self.encoder.samples / SAMPLE_RATE_HZ - self.waited_s
+        try:
+            async with asyncio.timeout(left):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            raise Problem(408, "the answer was taken too slowly", code=SLOW) from None
+        self.waited_s += time.monotonic() - started
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the first piece ended that did not end as it should; end_of_speech if all did."""
+        reasons = (piece.finish_reason for piece in self.reading.pieces)
+        return next((reason for reason in reasons if reason != END_OF_SPEECH), END_OF_SPEECH)
 
     def _note(self) -> str:
         """What the log says of it. No word of the text: that is the client's own."""
         read = self.reading
         return (f"{len(self.request.input)} characters, {self.request.response_format}, {read.duration_s:.1f} s of "
-                f"speech, {self.bytes_sent} bytes, seed {read.seed}")  # fmt: skip
+                f"speech, {self.bytes_sent} bytes, seed {read.seed}, {self.finish_reason}")  # fmt: skip
 
     def _usage(self) -> dict[str, int]:
         tokens = self.reading.tokens
@@ -225,7 +220,3 @@ def _as_problem(error: Exception) -> Problem:
     if isinstance(error, UserError):
         return Problem(400, str(error), None, "invalid_value")
     raise error
-
-
-def _id(scope: Any) -> str:
-    return str(scope.get("request_id", "-"))

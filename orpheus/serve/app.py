@@ -165,7 +165,7 @@ def create_app(
         voice = names.voice(asked.voice_name)
         drawn = sampling if asked.seed is None else replace(sampling, seed=asked.seed)
         try:
-            read = tts.read(asked.input, voice, drawn, reading)
+            read = tts.read(asked.input, voice, drawn, reading, collected=not asked.stream, warn=False)
             tokens = len(tts.renderer.text_ids(asked.input, voice)) if asked.stream_format == "sse" else 0
         except UserError as error:
             raise Problem(400, str(error), "input", "invalid_value") from None
@@ -188,6 +188,7 @@ def create_app(
 
     @app.exception_handler(Problem)
     async def refuse(request: Request, problem: Problem) -> Response:
+        request.scope["reason"] = problem.code or ""
         return JSONResponse(problem.body(), problem.status, problem.headers)
 
     @app.exception_handler(HTTPException)
@@ -261,6 +262,10 @@ def create_app(
 
 ANSWER_HEADERS = {
     "X-Seed": {"description": "The seed that gives this speech again", "schema": {"type": "string"}},
+    "X-Finish-Reason": {
+        "description": "With stream false: end_of_speech, or how the first piece ended that did not",
+        "schema": {"type": "string"},
+    },
     "X-Request-Id": {"description": "Names the request in the server's log", "schema": {"type": "string"}},
 }
 CONTENT = {

@@ -60,6 +60,8 @@ def main(options: ServeOptions) -> None:
         except ImportError as error:
             raise MissingPackage(package, "the server", f"pip install {' '.join(PACKAGES)}") from error
     return_memory()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     keys = read_keys(options.limits.api_key_file)
     listener = bind(options.host, options.port)
     from orpheus.serve.app import create_app
@@ -79,6 +81,19 @@ def main(options: ServeOptions) -> None:
     tts.engine.close()
     if not complete:
         sys.exit(1)
+
+
+class Lines(logging.Formatter):
+    """A record is a line, its traceback is indented: what a client sent can neither forge a line nor move a cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, with its control characters spelt out."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().formatMessage(record))
+
+    def formatException(self, info: Any) -> str:
+        """The traceback, indented."""
+        lines = super().formatException(info).split("\n")
+        return "\n".join("    " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 
 def return_memory() -> None:
@@ -125,7 +140,7 @@ async def serve(app: Any, listener: socket.socket, shutdown_s: float) -> bool:
                             ws="none", loop="asyncio", lifespan="off", log_config=None,
                             access_log=False, server_header=False, proxy_headers=False,
                             timeout_graceful_shutdown=LAST_BYTES_S)  # fmt: skip
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is no HTTP
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it tells of what is no HTTP, and of what we break off
     server = uvicorn.Server(config)
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -6,7 +6,8 @@ from orpheus.serve.admission import Admission
 from orpheus.speak.reading import Reading
 
 FIRST_AUDIO_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
-PATHS = ("/", "/v1/audio/speech", "/v1/audio/voices", "/v1/models", "/health", "/metrics")
+PATHS = ("/", "/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models", "/v1/models",
+         "/openapi.json", "/health", "/metrics")  # fmt: skip
 
 
 class Counts:
@@ -24,6 +25,8 @@ class Counts:
                                       buckets=FIRST_AUDIO_S)  # fmt: skip
         self._audio = Counter("orpheus_audio_seconds", "Seconds of speech made", registry=self.registry)
         self._tokens = Counter("orpheus_tokens", "Tokens drawn", registry=self.registry)
+        self._pieces = Counter("orpheus_pieces", "Pieces of texts spoken, by how they ended: out_of_range and "
+                               "max_new_tokens were cut short", ["finish"], registry=self.registry)  # fmt: skip
         self._guard = Counter("orpheus_guard_actions", "What the guard trimmed or drew again", registry=self.registry)
         self._dropped = Counter("orpheus_connections_dropped", "Connections closed: silent, stalled, crowded (it made "
                                 "room), full (no room)", ["reason"], registry=self.registry)  # fmt: skip
@@ -34,8 +37,7 @@ class Counts:
 
     def request(self, path: str, status: int | str) -> None:
         """A request has ended. Unknown paths are counted as one: a stranger must not make new series."""
-        known = "/v1/models" if path.startswith("/v1/models/") else path
-        self._requests.labels(known if known in PATHS else "other", str(status)).inc()
+        self._requests.labels(known_path(path), str(status)).inc()
 
     def dropped(self, why: str) -> None:
         """A connection was closed that sent or took nothing, or for which there was no room."""
@@ -49,10 +51,18 @@ class Counts:
         """A reading has ended, completely or not."""
         self._audio.inc(reading.duration_s)
         self._tokens.inc(reading.tokens)
-        self._guard.inc(sum(len(piece.guard) for piece in reading.pieces))
+        for piece in reading.pieces:
+            self._guard.inc(len(piece.guard))
+            self._pieces.labels(piece.finish_reason).inc()
 
     def text(self) -> tuple[bytes, str]:
         """All figures in Prometheus' text format, and its media type."""
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def known_path(path: str) -> str:
+    """The path as it is counted and logged; "other" for one that is not known: a stranger's words go nowhere."""
+    path = "/v1/models" if path.startswith("/v1/models/") else path
+    return path if path in PATHS else "other"

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from orpheus.serve.answers import Desk
+from orpheus.serve.counts import known_path
 from orpheus.serve.options import Keys
 from orpheus.serve.problems import Problem
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 OPEN_PATHS = ("/", "/health", "/openapi.json")  # no key is asked for: they tell nothing and cost nothing
 STAYS_OPEN = ("/health", "/metrics")  # while the server stops
 SPEECH = "/v1/audio/speech"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DISCARDED = 1 << 20  # bytes that are read and thrown away, since a client that still sends would not read its 413
 
 
@@ -55,7 +57,7 @@ class Gate:
             await problem.send(passed.send)
         except Exception:
             log.exception("%s: a defect of the server", scope["request_id"])
-            scope["outcome"] = "aborted"
+            scope["outcome"], scope["reason"] = "aborted", "internal_error"
             if passed.status is None:  # else uvicorn closes the connection: the client sees a broken answer
                 await Problem(500, "the server failed; its log tells more, under the id of this answer's X-Request-Id",
                               code="internal_error").send(passed.send)  # fmt: skip
@@ -64,10 +66,15 @@ class Gate:
             self.desk.busy -= counted
             outcome = scope.get("outcome", passed.status)
             self.desk.counts.request(scope["path"], outcome)
-            if scope["path"] == SPEECH:
-                said = scope.get("note") or scope.get("reason")
-                log.info("%s: %s %s %s in %.2f s%s", scope["request_id"], scope["method"], SPEECH, outcome,
-                         time.monotonic() - started, f": {said}" if said else "")  # fmt: skip
+            self._log(scope, "HEAD" if head else scope["method"], outcome, time.monotonic() - started)
+
+    def _log(self, scope: Any, method: str, outcome: int | str, seconds: float) -> None:
+        """A line for each request for speech, and for each that went wrong. Nothing in it is a client's own words."""
+        if scope["path"] == SPEECH or outcome != 200:
+            said = " ".join(str(scope[part]) for part in ("reason", "note") if scope.get(part))
+            log.log(logging.WARNING if outcome in ("aborted", 500) else logging.INFO, "%s %s %s in %.2f s, id %s%s",
+                    method if method in METHODS else "OTHER", known_path(scope["path"]), outcome, seconds,
+                    scope["request_id"], f": {said}" if said else "")  # fmt: skip
 
     def _check(self, scope: Any) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}

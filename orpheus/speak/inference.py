@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ from orpheus.speak.guard import Watch
 from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Before, Closed, Reading, Spoken
 from orpheus.speak.speech import Speech
-from orpheus.speak.utterance import NoSpeech, Utterance, best, is_good, retry_seed
+from orpheus.speak.utterance import NoSpeech, Utterance, best, discarded, is_good, retry_seed
 
 log = logging.getLogger(__name__)
 
@@ -197,18 +198,22 @@ class OrpheusInference:
         reading: ReadingOptions | None = None,
         *,
         whole: bool = False,
+        collected: bool = False,
+        warn: bool = True,
     ) -> Reading:
         """Speak a text of any length, piece by piece, in constant memory: an iterator of float32 chunks [n].
 
         A text of one piece gives the samples of `generate` for the same seed; piece i draws from seed + i. Pieces are
         no longer than the texts that the voice was trained on, where that is known; `whole`: it is not split at all.
+        `collected`: chunks are whole pieces, so that the guard can draw any again. `warn`: of odd tags, to the log.
         Any number of readings may go on at the same time, in threads of their own, where the engine's `stream` may.
 
         Raises UserError at once: bad text, voice or option. While it speaks: NoSpeech if a piece gave not one frame.
         """
         sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
         chosen, clean = self._voice_of(text, voice)
-        self._warn_of([text], {chosen})
+        if warn:
+            self._warn_of([text], {chosen})
         _, rest = split_voice(normalise(text), self.voices)  # with the ends of its paragraphs
         limit = min(reading.piece_chars, self.usual.longest_text or reading.piece_chars)
 
@@ -227,7 +232,7 @@ class OrpheusInference:
         retries = reading.retries if reading.guard and drawn else 0
         about = {"sampling": as_dict(sampling), "reading": as_dict(reading), **self.provenance}
         return Reading([clean] if whole else split(rest, limit), chosen, seed, speak, retries=retries,
-                       carry=fits if reading.carry else None, silent_db=self.usual.silent_db,
+                       collected=collected, carry=fits if reading.carry else None, silent_db=self.usual.silent_db,
                        provenance=about)  # fmt: skip
 
     def attempt(self, texts: Sequence[str], voice: str | None = None,
@@ -264,7 +269,7 @@ class OrpheusInference:
                 if not isinstance(item, np.ndarray):
                     drawn[item.index].append(item)
                     if is_good(item) or attempt == retries:
-                        yield best(drawn.pop(item.index))
+                        yield _chosen(drawn.pop(item.index))
             rows = [self._utterance(row.index, row.text, row.voice, retry_seed(row.seed), guard=True)
                     for row in rows if row.index in drawn]  # fmt: skip
             if not rows:
@@ -345,6 +350,14 @@ class OrpheusInference:
         chunks = self.codec.push_many([row.decoder for row in rows], [row.codes[-1] for row in rows])
         for row, chunk in zip(rows, chunks, strict=True):
             yield from row.keep(chunk)
+
+
+def _chosen(attempts: Sequence[Speech | NoSpeech]) -> Speech | NoSpeech:
+    """The best attempt, which tells of the others."""
+    chosen = best(attempts)
+    if isinstance(chosen, NoSpeech):
+        return chosen
+    return replace(chosen, guard=(*chosen.guard, *discarded(chosen, attempts)))
 
 
 def load_voice(options: VoiceOptions) -> OrpheusInference:

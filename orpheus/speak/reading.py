@@ -15,7 +15,7 @@ from orpheus.audio.joins import Joiner
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.format.tokens import Codes
 from orpheus.speak.speech import Speech
-from orpheus.speak.utterance import NoSpeech, is_good, retry_seed, what_is_wrong
+from orpheus.speak.utterance import NoSpeech, best, discarded, is_good, retry_seed
 
 
 class Before(NamedTuple):
@@ -58,7 +58,8 @@ class Reading:
     `total_s` (work so far) tell how it goes, during it and after. Memory does not grow with the audio.
 
     `next` raises NoSpeech if a piece gave not one frame, in `retries` more attempts either; the reading is over then.
-    Only where nothing of a piece was handed out yet can it be drawn again. `carry`: whether a piece and what came
+    Only where nothing of a piece was handed out yet can it be drawn again; `collected`: nothing is, before it is
+    complete. `carry`: whether a piece and what came
     before it fit into the model's context; None never shows it what came before.
     """
 
@@ -70,6 +71,7 @@ class Reading:
         speak: Speak,
         *,
         retries: int = 0,
+        collected: bool = False,
         carry: Callable[[str, Before], bool] | None = None,
         silent_db: float,
         provenance: dict[str, Any] | None = None,
@@ -79,7 +81,7 @@ class Reading:
         self.pieces: list[Piece] = []
         self.samples = 0  # handed out so far
         self.first_audio_s: float | None = None
-        self._speak, self._retries, self._carry = speak, retries, carry
+        self._speak, self._retries, self._collected, self._carry = speak, retries, collected, carry
         self._joiner = Joiner(silent_db)
         self._started: float | None = None
         self._last = 0.0
@@ -175,36 +177,39 @@ class Reading:
             before = Before(text, speech.codes) if good else None
 
     def _attempts(self, text: str, seed: int, before: Before | None) -> Iterator[np.ndarray | _Ended]:
-        """The chunks of the first attempt that gives any, and how it ended. Nothing at the end: closed.
+        """The chunks of the first attempt that gives any, or of the best, and how it ended. Nothing at the end: closed.
 
         A model may take what it is shown for the end of the whole; so silence after a carry is no attempt: the same
         seed draws once more, without.
         """
         notes: tuple[str, ...] = ()
+        attempts: list[Speech | NoSpeech] = []
         tokens = 0
-        left = self._retries
         while True:
             silent = True
             with closing(self._speak(text, seed, before, lambda: self._closed)) as spoken:
                 for item in spoken:
                     if isinstance(item, np.ndarray):
-                        silent = False
-                        yield item
+                        if not self._collected:
+                            silent = False
+                            yield item
                         continue
                     tokens += item.timings.tokens if isinstance(item, Speech) else item.tokens
                     if before and isinstance(item, NoSpeech):
                         before = None
                         notes += ("no audio with carry: spoken without",)
                         break
-                    if silent and left and not is_good(item):
-                        left, seed = left - 1, retry_seed(seed)
-                        notes += (f"seed {item.seed} discarded: {what_is_wrong(item)}",)
+                    attempts.append(item)
+                    if silent and len(attempts) <= self._retries and not is_good(item):
+                        seed = retry_seed(seed)
                         break
-                    if isinstance(item, NoSpeech):
-                        raise item
+                    chosen = best(attempts) if silent else item
+                    if isinstance(chosen, NoSpeech):
+                        raise chosen
                     if silent:
-                        yield item.samples
-                    yield _Ended(item, (*item.guard, *notes), tokens, before is not None)
+                        yield chosen.samples
+                    notes = (*chosen.guard, *notes, *discarded(chosen, attempts))
+                    yield _Ended(chosen, notes, tokens, before is not None)
                     return
                 else:
                     return

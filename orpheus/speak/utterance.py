@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,20 +124,30 @@ def retry_seed(seed: int) -> int:
 
 
 def is_good(item: Speech | NoSpeech) -> bool:
-    """Whether the guard found nothing wrong."""
-    return isinstance(item, Speech) and not item.guard
+    """Whether the guard found nothing wrong, and no illegal id cut it short."""
+    return isinstance(item, Speech) and not item.guard and item.finish_reason != Stop.OUT_OF_RANGE
 
 
 def best(attempts: Sequence[Speech | NoSpeech]) -> Speech | NoSpeech:
-    """The best of some attempts at a text: a good one, else the first that is speech. It tells of the others."""
-    chosen = next(filter(is_good, attempts), None) or next((a for a in attempts if isinstance(a, Speech)), attempts[0])
-    others = tuple(f"seed {a.seed} discarded: {what_is_wrong(a)}" for a in attempts if a is not chosen)
-    return replace(chosen, guard=(*chosen.guard, *others)) if isinstance(chosen, Speech) else chosen
+    """The best of some attempts at a text: a good one, else the first not cut short, else the longest."""
+
+    def worth(item: Speech | NoSpeech) -> tuple[bool, bool, int]:
+        if isinstance(item, NoSpeech):
+            return False, False, 0
+        cut_short = item.finish_reason == Stop.OUT_OF_RANGE
+        return is_good(item), not cut_short, len(item.samples) if cut_short else 0
+
+    return max(attempts, key=worth)  # of equals the first
+
+
+def discarded(chosen: Speech | NoSpeech, attempts: Sequence[Speech | NoSpeech]) -> tuple[str, ...]:
+    """What is said of the attempts that were not chosen."""
+    return tuple(f"seed {a.seed} discarded: {what_is_wrong(a)}" for a in attempts if a is not chosen)
 
 
 def what_is_wrong(item: Speech | NoSpeech) -> str:
     """In plain words."""
-    return "no audio" if isinstance(item, NoSpeech) else ", ".join(item.guard)
+    return "no audio" if isinstance(item, NoSpeech) else ", ".join(item.guard) or item.finish_detail
 
 
 def fade_out(samples: np.ndarray) -> np.ndarray:

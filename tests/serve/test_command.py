@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -10,16 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from orpheus.errors import MissingPackage, UserError
-from orpheus.serve.command import ServeOptions, bind, main
+from orpheus.serve.command import Lines, ServeOptions, bind, main
 from tests.support.speakers import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ TEXT = "The cat is here. It is a sunny day."
 class Program:
     """The verb in a process of its own, on a free port."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, before: Callable[[], None] | None = None, **environment: str) -> None:
         command = [
             sys.executable,
             "-m",
@@ -47,7 +49,8 @@ class Program:
             "40",
         ]  # long texts are too much for the tiny voice
         self.process = subprocess.Popen([*command, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, env={**os.environ, **environment})  # fmt: skip
+                                        stderr=subprocess.PIPE, env={**os.environ, **environment},
+                                        preexec_fn=before)  # fmt: skip
         self.lines = [self.process.stdout.readline() for _ in range(3)]
         self.url = re.search(r"http://\S+", self.lines[0])[0]
 
@@ -65,8 +68,8 @@ class Program:
 
 
 @contextmanager
-def program(*arguments: str, **environment: str) -> Iterator[Program]:
-    started = Program(*arguments, **environment)
+def program(*arguments: str, **more: Any) -> Iterator[Program]:
+    started = Program(*arguments, **more)
     try:
         yield started
     finally:
@@ -109,7 +112,7 @@ def test_ctrl_c_twice_ends_at_once_and_a_limit_cuts_off():
         code, said = server.end()
         thread.join()
         assert code == 1 and "1 requests took longer than 0.2 s and are cut off" in said
-        assert isinstance(broken[0], httpx.RemoteProtocolError)
+        assert isinstance(broken[0], (httpx.RemoteProtocolError, httpx.HTTPStatusError))  # 500 before its first byte
     with program() as server:
         thread = threading.Thread(target=lambda: broken.append(long_answer(server.url, "")))
         thread.start()
@@ -122,11 +125,45 @@ def test_ctrl_c_twice_ends_at_once_and_a_limit_cuts_off():
         thread.join()
 
 
+def test_more_silent_connections_than_descriptors():
+    """The connections that say nothing make room; the log stays short, although each is refused something."""
+    with program(before=few_descriptors) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        silent = [socket.create_connection((host, int(port)), 5) for _ in range(260)]
+        assert server.health()["status"] == "ok" and server.ask(0).status_code == 200
+        for connection in silent:
+            connection.close()
+        server.process.send_signal(signal.SIGTERM)
+        code, said = server.end()
+        assert code == 0 and len(said) < 2000 and said.count("connections dropped") == 1
+        assert re.search(
+            r"^\d{4}-\d\d-\d\d \S+ INFO POST /v1/audio/speech 200 in .* s, id \w+: 35 characters", said, re.M
+        )
+
+
+def few_descriptors() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "a\rb", "\x9b31m", "\u2028", "\u202e"])
+def test_nothing_forges_a_line_of_the_log(text):
+    try:
+        raise ValueError(f"odd: {text}POST /v1/audio/speech 200")
+    except ValueError:
+        record = logging.LogRecord("orpheus", logging.INFO, "", 1, "said %s end", (text,), sys.exc_info())
+    line, *traceback = Lines("%(asctime)s %(message)s").format(record).split("\n")
+    assert line.endswith(f"said {ascii(text)[1:-1]} end") and line.isprintable()
+    assert all(part.startswith("    ") and part.isprintable() for part in traceback)
+
+
 def long_answer(url: str, key: str) -> Exception:
     """How an answer of some minutes ended."""
     body = {"model": "tts-1", "input": TEXT * 90, "voice": "tara", "response_format": "pcm"}
     try:
-        httpx.post(f"{url}/v1/audio/speech", json=body, headers={"Authorization": f"Bearer {key or 'x'}"}, timeout=60)
+        httpx.post(f"{url}/v1/audio/speech", json=body, headers={"Authorization": f"Bearer {key or 'x'}"},
+                   timeout=60).raise_for_status()  # fmt: skip
     except httpx.HTTPError as error:
         return error
     raise AssertionError("it was answered")

@@ -32,8 +32,8 @@ class Paced:
     def __getattr__(self, name: str):
         return getattr(self.tts, name)
 
-    def read(self, *arguments):
-        return PacedReading(self, self.tts.read(*arguments))
+    def read(self, *arguments, **more):
+        return PacedReading(self, self.tts.read(*arguments, **more))
 
 
 class PacedReading:

@@ -91,24 +91,6 @@ def test_a_client_that_hangs_up_before_there_is_audio():
         assert speaker.readings[0].made <= 1 and desk.busy == 0
 
 
-def test_a_slow_reader_holds_back_its_own_speech_and_nobody_else():
-    speaker = Speaker()
-    long = TEXT * 90  # 7 MB of PCM, more than all buffers on the way
-    with served(speaker, max_concurrent=2, max_input_chars=10_000) as (url, desk):
-        connection = open_request(url, input=long)
-        connection.recv(100)
-        made = []
-        until(lambda: made.append(speaker.readings[0].made) or made[-20:-1] == [made[-1]] * 19, 5)
-        held = speaker.readings[0].made
-        assert 0 < held < len(tone(long, "anna", 1)) // 2048
-        assert httpx.post(f"{url}/v1/audio/speech", json=asked()).content == pcm16(tone(TEXT, "anna", 1))
-        until(lambda: desk.admission.running == 1, 1)
-        assert speaker.readings[0].made == held
-        assert rest(connection).endswith(b"0\r\n\r\n")  # and then it gets all of it
-        until(lambda: desk.admission.running == 0, 1)
-        assert speaker.readings[0].made == len(tone(long, "anna", 1)) // 2048
-
-
 def test_who_finds_no_place_is_told_when_to_come_again():
     speaker = Speaker(hold_at=1)
     with served(speaker, max_concurrent=1, max_queue=2) as (url, desk), ThreadPoolExecutor() as pool:

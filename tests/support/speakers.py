@@ -38,6 +38,7 @@ class Speaker:
     fail_at: int | None = None
     error: Exception = field(default_factory=lambda: NoSpeech("the model produced no audio"))
     guard: tuple[str, ...] = ()
+    finish_reason: str = "end_of_speech"
     base: str = "embedded:tiny_orpheus"
     readings: list[FakeReading] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -51,8 +52,9 @@ class Speaker:
     def renderer(self) -> Any:
         return SimpleNamespace(text_ids=lambda text, voice: list(text))
 
-    def read(self, text, voice, sampling, reading) -> FakeReading:
+    def read(self, text, voice, sampling, reading, *, collected=False, warn=True) -> FakeReading:
         made = FakeReading(self, check_text(text), voice, 4711 if sampling.seed is None else sampling.seed, reading)
+        made.collected = collected
         self.readings.append(made)
         return made
 
@@ -63,6 +65,7 @@ class FakeReading:
     def __init__(self, speaker: Speaker, text: str, voice: str | None, seed: int, reading: Any) -> None:
         self.speaker, self.text, self.voice, self.seed, self.reading = speaker, text, voice, seed, reading
         self.pieces: list[Any] = []
+        self.collected = False
         self.tokens = self.made = 0
         self.duration_s = 0.0
         self.closed_at: float | None = None
@@ -80,7 +83,7 @@ class FakeReading:
             self.duration_s += FRAME / 24000
             yield samples[start : start + FRAME]
         self.tokens = 5 * self.made
-        self.pieces.append(SimpleNamespace(guard=self.speaker.guard))
+        self.pieces.append(SimpleNamespace(guard=self.speaker.guard, finish_reason=self.speaker.finish_reason))
 
     def __iter__(self) -> FakeReading:
         return self
