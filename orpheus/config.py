@@ -94,7 +94,7 @@ PRESETS = {
 PresetName = Literal["auto", "orpheus-3b", "tiny"]
 EngineName = Literal["auto", "torch", "llamacpp", "remote", "vllm"]
 DraftName = Literal["none", "4bit"]
-RecogniserName = Literal["auto", "pocketsphinx", "none"]
+RecogniserName = Literal["auto", "whisper", "pocketsphinx", "none"]
 Decoding = Literal["strict", "framed"]
 """What a token is drawn from. SNAC frames have seven slots with 4096 ids each, and speech may end after any frame.
 

@@ -41,7 +41,7 @@ from orpheus.config import (
 from orpheus.data.clips import Unfit, check_record
 from orpheus.data.sources import Record, open_source
 from orpheus.errors import UserError
-from orpheus.evaluate.metrics import median_f0_hz, word_errors, words
+from orpheus.evaluate.metrics import ENGLISH, median_f0_hz, word_errors, words
 from orpheus.evaluate.recognise import PocketSphinx, Recogniser, find_recogniser
 from orpheus.evaluate.report import Heard, Report, Row, Take
 from orpheus.format.prompt import find_tags
@@ -56,7 +56,7 @@ from orpheus.speak.speech import Speech
 log = logging.getLogger(__name__)
 
 TEST_CORPUS = f"{EMBEDDED}test_corpus"
-NO_RECOGNISER = "no recogniser: pip install pocketsphinx, and don't turn it off by --recogniser none"
+NO_RECOGNISER = "no recogniser: pip install faster-whisper or pocketsphinx, and don't turn it off by --recogniser none"
 NO_DETECTOR = "the tag detector knows the sounds of the embedded voices only"
 
 
@@ -75,7 +75,11 @@ class EvaluateOptions:
     batch_size: int = 8
     """Texts spoken at once."""
     recogniser: RecogniserName = "auto"
-    """What writes the words down; auto: PocketSphinx if it is installed; none: no word error rates."""
+    """What writes the words down; auto: Whisper where it is installed with a model, else PocketSphinx; none: no WER."""
+    whisper_model: str | None = None
+    """A CTranslate2 Whisper model: folder, hub id or size. Default: tiny.en."""
+    language: str = ENGLISH
+    """Language of the texts, two letters: of the recogniser, and of the numbers that are written out."""
     domain: str | None = None
     """Data set or .txt file whose texts make a second language model for the recogniser: the figures _domain."""
     json: bool = False
@@ -89,6 +93,8 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self, limit=(0, math.inf), samples=(1, math.inf), batch_size=(1, math.inf))
+        if self.whisper_model and self.recogniser not in ("auto", "whisper"):
+            raise UserError(f"--whisper-model {self.whisper_model} is of no use with --recogniser {self.recogniser}")
 
 
 class TagDetector(Protocol):
@@ -122,7 +128,7 @@ def main(options: EvaluateOptions) -> None:
     # Libraries print where they like; with --json standard output is for the one object.
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         corpus = options.corpus or default_corpus(options.model)
-        recogniser = find_recogniser(options.recogniser)
+        recogniser = find_recogniser(options.recogniser, options.whisper_model, options.language)
         domain = PocketSphinx(domain_texts(options.domain)) if options.domain else None
         tts = load_voice(options.model)
         clips = held_out(corpus, tts, options.voice, options.limit)
@@ -322,7 +328,8 @@ class _Listener:
             if recogniser is None:
                 return None
             heard = recogniser.transcribe(samples) if len(samples) else ""
-            counts[name] = (word_errors(text, heard), len(words(text)))
+            language = recogniser.language
+            counts[name] = (word_errors(text, heard, language), len(words(text, language)))
             return heard
 
         return Heard(

@@ -16,7 +16,10 @@ import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.errors import MissingPackage
+from orpheus.evaluate.numerals import written_out
 from orpheus.format.prompt import strip_tags
+
+ENGLISH = "en"
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -82,23 +85,23 @@ def _sums(values: Sequence[Any]) -> np.ndarray:
     return np.asarray(values, np.float64).reshape(len(values), -1).sum(axis=1)
 
 
-def words(text: str) -> list[str]:
-    """The words that are compared: lower case, without tags and punctuation; numbers stay as they are written.
+def words(text: str, language: str = ENGLISH) -> list[str]:
+    """The words that are compared: lower case, without tags and punctuation, numbers written out.
 
-    "It's <laughs> 9 o'clock -- NOW!" -> ["it's", "9", "o'clock", "now"]. Letters, marks and digits of any script.
+    "It's <laughs> 9 o'clock -- NOW!" -> ["it's", "nine", "o'clock", "now"]. Letters, marks and digits of any script.
     """
-    plain = unicodedata.normalize("NFC", strip_tags(text).lower()).replace("’", "'")
+    plain = unicodedata.normalize("NFC", written_out(strip_tags(text), language).lower()).replace("’", "'")
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in plain)
     return [word for part in kept.split() if (word := part.strip("'"))]
 
 
-def word_errors(reference: str, transcript: str) -> int:
+def word_errors(reference: str, transcript: str, language: str = ENGLISH) -> int:
     """How many words have to be replaced, left out or added to make the reference of the transcript (`words` each)."""
     try:
         import jiwer
     except ImportError as error:
         raise MissingPackage("jiwer", "the word error rate") from error
-    counted = jiwer.process_words(" ".join(words(reference)), " ".join(words(transcript)))
+    counted = jiwer.process_words(" ".join(words(reference, language)), " ".join(words(transcript, language)))
     return int(counted.substitutions + counted.deletions + counted.insertions)
 
 

@@ -1,7 +1,8 @@
 """Speech recognisers: what a stranger would write down. The judge of an evaluation, never part of training.
 
-PocketSphinx runs anywhere, without a download: its English model comes inside the package. It is no match for a
-person, so a word error rate means something beside that of the original recordings, not by itself.
+Whisper (`whisper`) hears nearly what a person does. PocketSphinx runs anywhere, without a download: its English model
+comes inside the package. It is no match for a person, so a word error rate means something beside that of the original
+recordings, not by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, pcm16
 from orpheus.config import RecogniserName
 from orpheus.errors import MissingPackage, UserError
-from orpheus.evaluate.metrics import words
+from orpheus.evaluate.metrics import ENGLISH, words
+from orpheus.evaluate.whisper import MODEL, Whisper, ready
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +39,34 @@ class Recogniser(Protocol):
     """Writes down what it hears."""
 
     name: str
+    language: str  # two letters
 
     def transcribe(self, samples: np.ndarray) -> str:
         """The words in a clip, float32 [n] at 24 kHz; '' where there are none."""
         ...
 
 
-def find_recogniser(name: RecogniserName = "auto") -> Recogniser | None:
-    """The recogniser by name; None for 'none', and for 'auto' where none is installed (a log line says so)."""
+def find_recogniser(
+    name: RecogniserName = "auto", model: str | None = None, language: str = ENGLISH
+) -> Recogniser | None:
+    """The recogniser by name. `model`: Whisper's, by default tiny.en; `language`: two letters, of the texts.
+
+    'auto' is Whisper where it needs no download, or where a model is named; else PocketSphinx. None for 'none', and for
+    'auto' where none is installed (a log line says so).
+    """
     if name == "none":
         return None
+    if name == "whisper" or (name == "auto" and (model or ready())):
+        return Whisper(model or MODEL, language)
+    if language != ENGLISH:
+        raise UserError(f"PocketSphinx knows no language '{language}', only {ENGLISH}: use --recogniser whisper with a "
+                        "multilingual --whisper-model, such as small")  # fmt: skip
     try:
         return PocketSphinx()
     except MissingPackage as error:
         if name == "pocketsphinx":
             raise
-        log.warning("nothing is transcribed: %s", error)
+        log.warning("nothing is transcribed: %s, or  pip install faster-whisper", error)
         return None
 
 
@@ -62,6 +76,8 @@ class PocketSphinx:
     `texts` are sentences of the domain: the recogniser then knows only their words, and which follows which.
     Words that its pronunciation dictionary lacks are left out, and named in one log line.
     """
+
+    language = ENGLISH
 
     def __init__(self, texts: Sequence[str] = ()) -> None:
         try:

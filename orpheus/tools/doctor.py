@@ -21,7 +21,8 @@ from orpheus.config import HUB_BASE, HUB_CODEC, PRESETS, embedded_path
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONAL = {
     "unsloth": ("faster training on an NVIDIA GPU", "pip install -r requirements.txt"),
-    "pocketsphinx": ("word error rates and transcripts", "pip install pocketsphinx"),
+    "faster-whisper": ("word error rates and transcripts by Whisper", "pip install faster-whisper"),
+    "pocketsphinx": ("the same without a download, far less well", "pip install pocketsphinx"),
 }
 """Packages that the embedded preset does without: what each is for, and how to get it."""
 LOADED = ("torch", "transformers", "peft", "trl", "snac")  # a version alone does not say that these can be imported

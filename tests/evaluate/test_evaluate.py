@@ -29,7 +29,7 @@ KEYS = {key(name, kind) for kind in KINDS for name in (*HEARD, "f0_median_hz") i
 class Parrot:
     """A recogniser that always hears the same; `says` it on standard output too, as libraries do."""
 
-    name = "parrot"
+    name, language = "parrot", "en"
 
     def transcribe(self, samples: np.ndarray) -> str:
         print("a line on standard output")
@@ -98,7 +98,7 @@ def test_nothing_is_made_up(spoken, clips):
     missing = {name for name, figure in report.figures().items() if figure is None}
     assert {key(name, kind) for name in HEARD if name != "wer_domain" for kind in KINDS} <= missing
     assert missing | {"*_ci"} == set(report.missing)
-    assert "pip install pocketsphinx" in report.missing["wer_generated"]
+    assert "pip install faster-whisper" in report.missing["wer_generated"]
     assert "embedded voices" in report.missing["tag_hit_rate"] and "one clip" in report.missing["*_ci"]
 
 
@@ -200,7 +200,7 @@ def program(spoken, tmp_path, monkeypatch):
 
 
 def test_json_is_one_object_and_nothing_else(program, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "find_recogniser", lambda name: Parrot())
+    monkeypatch.setattr(module, "find_recogniser", lambda *asked: Parrot())
     program(json=True, domain=str(tmp_path / "clips"))
     text = capsys.readouterr().out
     plain = json.loads(text)
@@ -216,11 +216,17 @@ def test_json_is_one_object_and_nothing_else(program, tmp_path, monkeypatch, cap
 
 def test_without_the_recogniser_its_figures_are_null_and_a_line_says_so(program, monkeypatch, capsys, caplog):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    monkeypatch.setattr("orpheus.evaluate.recognise.ready", lambda: False)
     with caplog.at_level(logging.WARNING):
         program(json=True, limit=2)
     plain = json.loads(capsys.readouterr().out)
     assert plain["clips"] == 2 and plain["wer_generated"] is plain["wer_generated_ci"] is plain["recogniser"] is None
     assert "not measured: wer_original, wer_reconstruction, wer_generated (no recogniser" in caplog.text
+
+
+def test_a_whisper_model_that_nobody_would_ask_is_refused():
+    with pytest.raises(UserError, match="--whisper-model small is of no use with --recogniser pocketsphinx"):
+        EvaluateOptions(recogniser="pocketsphinx", whisper_model="small")
 
 
 def test_the_table_and_the_report_in_a_folder(program, tmp_path, capsys):

