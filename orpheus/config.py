@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -103,12 +104,8 @@ stand where it was drawn: end_of_speech between two frames, or an id out of rang
 
 `framed` computes and draws from the ids that may stand there alone: the slot's, and end_of_speech between two frames.
 No id out of range can occur, and the output head reads a fortieth of its weights. At each step it draws as `strict`
-would if illegal ids were thrown away and drawn again. At temperature 0 it takes the best legal id. With top_p 1 this
-is exact at any temperature and penalty: a softmax over some of the ids is the softmax over all of them, conditioned on
-these. With top_p below 1 the nucleus is taken from the legal ids' renormalised probabilities, so it holds top_p of the
-legal mass; the nucleus of `strict` holds top_p of all mass, illegal ids included. The two nuclei are the same where the
-illegal ids have no mass, and else differ in the least likely ids. The penalty acts on each seen id alike in both.
-Over a whole utterance the two differ by what `strict` cuts off: it stops where `framed` goes on.
+would if illegal ids were thrown away and drawn again; at temperature 0 it takes the best legal id. With top_p below 1
+the nucleus holds top_p of the legal mass, that of `strict` top_p of all mass. The penalty acts on each seen id alike.
 """
 
 
@@ -329,16 +326,20 @@ class VoiceOptions:
         check_ranges(self, threads=(0, math.inf), gpu_layers=(-1, math.inf))
 
 
+class Default(float):
+    """A figure that nobody asked for: a base that carries its own takes its place."""
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are drawn. The defaults are Canopy's and Unsloth's; below 1.1 repetition penalty speech can loop."""
+    """How tokens are drawn. The defaults are Canopy's and Unsloth's, but for a base that carries its own."""
 
-    temperature: float = 0.6
+    temperature: float = Default(0.6)
     """0 takes the most likely token; higher is livelier and less stable."""
-    top_p: float = 0.95
+    top_p: float = Default(0.95)
     """Nucleus: draw among the most likely tokens that together hold this probability."""
-    repetition_penalty: float = 1.1
-    """Divides the score of tokens already seen; 1 turns it off."""
+    repetition_penalty: float = Default(1.1)
+    """Divides the score of tokens already seen; 1 turns it off. Below 1.1 natural speech can loop."""
     max_new_tokens: int = 1200
     """Upper bound per utterance; 1200 tokens are 14.6 s."""
     seed: int | None = None
@@ -349,14 +350,13 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if self.decoding not in get_args(Decoding):
             raise UserError(f"decoding is {self.decoding!r}, expected {' or '.join(get_args(Decoding))}")
-        check_ranges(
-            self,
-            temperature=(0, 10),
-            top_p=(1e-6, 1),
-            repetition_penalty=(0.5, 10),
-            max_new_tokens=(1, math.inf),
-            seed=(0, 2**63 - 1),
-        )
+        check_ranges(self, temperature=(0, 10), top_p=(1e-6, 1), repetition_penalty=(0.5, 10),
+                     max_new_tokens=(1, math.inf), seed=(0, 2**63 - 1))  # fmt: skip
+
+    def over(self, own: Mapping[str, float]) -> SamplingOptions:
+        """These options, with a base's `own` figures in place of those that nobody asked for."""
+        taken: dict[str, Any] = {name: own[name] for name in own if isinstance(getattr(self, name), Default)}
+        return dataclasses.replace(self, **taken)
 
 
 @dataclass(frozen=True)

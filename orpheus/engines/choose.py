@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from orpheus.format.tokens import TokenLayout
 from orpheus.model.adapter import adapter_folder, attach_adapter, merge
 from orpheus.model.base import four_bit_copy, load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
 from orpheus.model.hub import local_folder, portable_name
-from orpheus.model.provenance import Provenance
+from orpheus.model.provenance import Provenance, own_sampling
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Opened:
     adapted: bool  # an adapter is at work, attached or merged
     base_voices: tuple[str, ...]  # empty: not known
     about: dict[str, Any]  # for the provenance of what is spoken
+    sampling: Mapping[str, float]  # the base's own figures; empty: the published ones
 
 
 def open_voice(wish: Wish) -> Opened:
@@ -105,6 +106,11 @@ class Named:
         """An adapter is at work, attached or merged."""
         return self.folder is not None or bool(self.made and self.made.merged_from)
 
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The base's own figures; empty: the published ones."""
+        return own_sampling(local_folder(self.base, "base model"))
+
 
 def named(wish: Wish, engine: str) -> Named:
     """What to speak with, for an engine that reads folders. UserError if it is not enough, or does not fit."""
@@ -151,7 +157,7 @@ def open_torch(wish: Wish) -> Opened:
     if wish.draft != "none":
         about["draft"] = wish.draft
     engine = with_draft(TorchEngine(loaded), wish.draft)
-    return Opened(engine, loaded.tokenizer, codec, device, made, it.adapted, base_voices, about)
+    return Opened(engine, loaded.tokenizer, codec, device, made, it.adapted, base_voices, about, it.sampling)
 
 
 def with_draft(engine: TorchEngine, draft: str) -> Engine:
@@ -204,10 +210,10 @@ def open_llamacpp(wish: Wish) -> Opened:
     about = {"base": str(path), "adapter": None, "file": model.description, "device": device}
     engine = LlamaCppEngine(model)
     if made is None:
-        return Opened(engine, model.tokenizer, codec, device, None, False, (), about)
+        return Opened(engine, model.tokenizer, codec, device, None, False, (), about, {})
     adapted = bool(made.merged_from)
     voices = made.base_voices if adapted else made.voices or made.base_voices
-    return Opened(engine, model.tokenizer, codec, device, made, adapted, voices, about)
+    return Opened(engine, model.tokenizer, codec, device, made, adapted, voices, about, made.sampling)
 
 
 def open_remote(wish: Wish) -> Opened:
@@ -242,7 +248,8 @@ def served(wish: Wish, it: Named, engine: Engine, tokenizer: Any, about: dict[st
     """An engine that loads its weights itself; only the codec runs on `wish.device`."""
     device = pick_device(wish.device)
     voices = it.made.base_voices if it.made else BASE_VOICES.get(it.base, ())
-    return Opened(engine, tokenizer, it.codec, device, it.made, it.adapted, voices, {"base": it.base, **about})
+    return Opened(engine, tokenizer, it.codec, device, it.made, it.adapted, voices, {"base": it.base, **about},
+                  it.sampling)  # fmt: skip
 
 
 OPENERS: dict[str, Callable[[Wish], Opened]] = {

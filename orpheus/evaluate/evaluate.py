@@ -246,7 +246,7 @@ def evaluate(
             unknown to the detector count in neither.
         f0_median_hz: the median over utterances of each one's median pitch.
     """
-    sampling = sampling or SamplingOptions()
+    sampling = tts.drawn_as(sampling)
     seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
     listen = _Listener(recogniser, domain, detector)
     rows: list[Row] = []

@@ -16,7 +16,8 @@ from orpheus.export.check import Spoken, compare, speak, told
 from orpheus.format.prompt import Renderer
 from orpheus.model.adapter import attach_adapter, merge
 from orpheus.model.base import LoadedModel, load_base
-from orpheus.model.provenance import Provenance, versions
+from orpheus.model.hub import local_folder
+from orpheus.model.provenance import Provenance, own_sampling, versions
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Source:
         )  # fmt: skip
         merged = self.folder.resolve().name if self.folder else made.merged_from
         identity = made.codec_identity if self.codec == made.codec else None
-        return replace(made, codec=self.codec, codec_identity=identity, merged_from=merged, versions=versions())
+        return replace(made, codec=self.codec, codec_identity=identity, merged_from=merged, versions=versions(),
+                       sampling=own_sampling(local_folder(self.base, "base model")))  # fmt: skip
 
 
 def export_merged(source: Source, out: Path, stored: str, check: bool) -> dict[str, Any]:

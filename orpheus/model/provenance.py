@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orpheus.audio.recordings import atomic_path
+from orpheus.config import SamplingOptions
 from orpheus.errors import UserError
 from orpheus.format.tokens import TokenLayout
 
@@ -37,6 +38,7 @@ class Provenance:
     merged_from: str = ""  # the adapter that is part of these weights; empty: none
     tags: dict[str, int] = field(default_factory=dict)
     data_hash: str | None = None
+    sampling: dict[str, float] = field(default_factory=dict)  # an exported base's own (`own_sampling`)
     speech_statistics: dict[str, float] = field(default_factory=dict)  # what is usual in the recordings (`guard`)
     config: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +70,26 @@ class Provenance:
             return cls(**data | {"layout": TokenLayout(**data["layout"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}): restore it, or train again") from error
+
+
+def own_sampling(folder: Path | None) -> dict[str, float]:
+    """How a base wants its tokens drawn, by its generation_config.json; {}: as published (`SamplingOptions`).
+
+    Only a file that names all three, and says do_sample, counts: that of Orpheus-3B comes from Llama, of which it keeps
+    no penalty. UserError if it is damaged or out of range.
+    """
+    path = folder / "generation_config.json" if folder else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        own = {name: config.get(name) for name in ("temperature", "top_p", "repetition_penalty")}
+        if not config.get("do_sample") or None in own.values():
+            return {}
+        SamplingOptions(**own)  # checks the ranges
+        return {name: float(value) for name, value in own.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def write_json(path: Path, data: Any) -> Path:

@@ -91,6 +91,7 @@ class OrpheusInference:
         self.trained_voices = made.voices if made and opened.adapted else ()
         self.trained_tags = tuple(made.tags) if made else ()
         self.base_voices = opened.base_voices
+        self.own_sampling = opened.sampling
         self.provenance: dict[str, Any] = {
             "model": {
                 **opened.about,
@@ -105,6 +106,10 @@ class OrpheusInference:
     def voices(self) -> tuple[str, ...]:
         """The voices that this model is known to have; empty: not known."""
         return tuple(dict.fromkeys(self.trained_voices + self.base_voices))
+
+    def drawn_as(self, sampling: SamplingOptions | None = None) -> SamplingOptions:
+        """How tokens are drawn if that is asked for: what nobody named is the base's own, else as published."""
+        return (sampling or SamplingOptions()).over(self.own_sampling)
 
     def generate(
         self,
@@ -138,7 +143,9 @@ class OrpheusInference:
         Raises:
             UserError: bad text, voice or option; NoSpeech if a text gave not one frame (the others are kept).
         """
-        sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
+        sampling = self.drawn_as(
+            SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
+        )
         reading = ReadingOptions(guard=guard, retries=retries)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if output_dir is None:
@@ -164,7 +171,7 @@ class OrpheusInference:
         All texts are checked before the first is spoken; of `reading` the guard matters here. Raises as `generate`
         does, NoSpeech at the very end.
         """
-        sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
+        sampling, reading = self.drawn_as(sampling), reading or ReadingOptions()
         rows = self._rows(texts, voice, sampling, reading.guard)
         with reserved_paths(Path(folder), len(rows), overwrite) as paths:
             for speech in self._speak(rows, sampling, batch_size, reading):
@@ -210,7 +217,7 @@ class OrpheusInference:
 
         Raises UserError at once: bad text, voice or option. While it speaks: NoSpeech if a piece gave not one frame.
         """
-        sampling, reading = sampling or SamplingOptions(), reading or ReadingOptions()
+        sampling, reading = self.drawn_as(sampling), reading or ReadingOptions()
         chosen, clean = self._voice_of(text, voice)
         if warn:
             self._warn_of([text], {chosen})
@@ -241,7 +248,7 @@ class OrpheusInference:
 
         For measuring a model: what `generate` raises is part of the result here. UserError: bad text or voice.
         """
-        sampling = sampling or SamplingOptions()
+        sampling = self.drawn_as(sampling)
         rows = self._rows(texts, voice, sampling)
         ended = [item for item in self._stream(rows, sampling) if not isinstance(item, np.ndarray)]
         return sorted(ended, key=lambda item: item.index)

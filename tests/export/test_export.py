@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,10 +20,10 @@ from orpheus.export import command as export
 from orpheus.export import gguf as gguf_file
 from orpheus.export.check import LIMITS, ROUNDING, Spoken, check_slots, compare, speak
 from orpheus.export.command import ExportOptions, find_source, unfinished
-from orpheus.export.merged import torch_scores
+from orpheus.export.merged import Source, export_merged, torch_scores
 from orpheus.model.adapter import attach_adapter
 from orpheus.model.base import load_base
-from orpheus.model.provenance import Provenance
+from orpheus.model.provenance import Provenance, own_sampling
 from orpheus.speak.inference import OrpheusInference
 from tests.support.tiny import build_base, build_tokenizer
 from tests.support.voices import ScriptedEngine, save_random_adapter, some_codes
@@ -103,6 +104,16 @@ def test_a_merged_folder_knows_codec_and_voices(merged_dir, codec_dir, trained, 
     assert (made.layout, made.codec_identity) == (before.layout, before.codec_identity)
     eos = json.loads((merged_dir / "generation_config.json").read_text())["eos_token_id"]
     assert eos == made.layout.end_of_speech
+
+
+def test_an_exported_model_keeps_its_base_s_own_sampling(base_dir, codec_dir, tmp_path):
+    own = {"temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.0}
+    base = shutil.copytree(base_dir, tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"do_sample": True, **own}))
+    source = Source(base=str(base), folder=None, codec=str(codec_dir), made=None, device="cpu")
+    assert source.provenance(source.load()).sampling == own  # what a .gguf file holds
+    export_merged(source, tmp_path / "merged", "bfloat16", check=False)
+    assert own_sampling(tmp_path / "merged") == known_of(str(tmp_path / "merged")).sampling == own
 
 
 def export_sampling():

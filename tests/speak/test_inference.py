@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from orpheus.config import SamplingOptions
 from orpheus.errors import UserError
 from orpheus.format.tokens import Codes
+from orpheus.model.provenance import own_sampling
 from orpheus.speak.inference import NoSpeech, OrpheusInference
 from orpheus.speak.names import output_paths
 from orpheus.speak.utterance import FADE_S, fade_out
@@ -286,3 +290,47 @@ def test_a_full_disk_leaves_nothing_half_written(tts, layout, scripted, tmp_path
     with pytest.raises(UserError, match="No space left"):
         tts.generate("Hi", output_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- a base's own sampling ----
+
+OWN = {"temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.0}
+
+
+def copied_base(base_dir, folder: Path, **config) -> Path:
+    shutil.copytree(base_dir, folder)
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_what_nobody_asked_for_is_drawn_as_the_base_wants(base_dir, codec_dir, tmp_path):
+    base = copied_base(base_dir, tmp_path / "base", do_sample=True, **OWN)
+    own = OrpheusInference(None, base=str(base), codec=str(codec_dir))
+    (speech,) = own.generate("Hello.", seed=1, top_p=0.95, max_new_tokens=50, decoding="framed")
+    drawn = speech.provenance["sampling"]
+    assert (drawn["temperature"], drawn["top_p"], drawn["repetition_penalty"]) == (0.3, 0.95, 1.0)
+    again = own.generate("Hello.", seed=1, max_new_tokens=50, decoding="framed", **OWN | {"top_p": 0.95})[0]
+    np.testing.assert_array_equal(again.samples, speech.samples)
+    for sampling in (None, SamplingOptions(seed=1)):  # streams and servers, evaluations
+        assert vars(own.drawn_as(sampling)).items() >= OWN.items()
+    assert own.drawn_as(SamplingOptions(temperature=0.6)).temperature == 0.6  # the published one, if it is asked for
+
+
+@pytest.mark.parametrize("config", [
+    {},
+    {"do_sample": True, "temperature": 0.3, "top_p": 0.9},  # Llama's, which Orpheus-3B inherited: no penalty
+    {"do_sample": False, **OWN},
+])  # fmt: skip
+def test_other_bases_are_drawn_as_published(base_dir, tmp_path, config):
+    assert own_sampling(copied_base(base_dir, tmp_path / "base", **config)) == {} == own_sampling(None)
+    assert SamplingOptions(seed=1).over({}) == SamplingOptions(0.6, 0.95, 1.1, seed=1)
+
+
+@pytest.mark.parametrize("damage", [{"temperature": -1}, {"top_p": "much"}, {"repetition_penalty": [1]}])
+def test_a_damaged_sampling_is_named(base_dir, tmp_path, damage):
+    base = copied_base(base_dir, tmp_path / "base", do_sample=True, **OWN | damage)
+    with pytest.raises(UserError, match=r"generation_config\.json is damaged"):
+        own_sampling(base)
+    (base / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"generation_config\.json is damaged"):
+        own_sampling(base)
