@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from orpheus.config import SamplingOptions
 from orpheus.engines.remote.reply import Reply, message_of
 from orpheus.engines.remote.servers import KINDS, kind_of
 from orpheus.engines.remote.token_text import UNKNOWN, TokenText
+from orpheus.errors import UserError
 from orpheus.format.tokens import CUSTOM_TOKEN, ORPHEUS
 from tests.support.scripted_server import DONE, END, event, speech, usage, written
 
@@ -100,3 +102,56 @@ def test_one_line_from_every_kind_of_error():
     assert message_of({"detail": "Not Found"}) == "Not Found"
     assert message_of([]) == "[]" and message_of({}) == "{}" and message_of(b"\xff") == "�"
     assert len(message_of("x" * 1000)) < 210
+
+
+# ---- what is no answer ----
+
+
+@pytest.mark.parametrize("said", [
+    "null", "[]", "5", '"text"', '{"choices": 5}', '{"choices": {}}', '{"choices": [null]}', '{"choices": ["a"]}',
+    '{"choices": [{"text": 5}]}', '{"choices": [{"text": ["a"]}]}', '{"choices": [{"token_ids": 5}]}',
+    '{"choices": [{"token_ids": "12"}]}', '{"choices": [{"token_ids": [null]}]}', '{"choices": [{"token_ids": ["x"]}]}',
+    '{"choices": [{"token_ids": [1.5]}]}', '{"choices": [{"token_ids": [true]}]}',
+    '{"choices": [{"token_ids": [1%s]}]}' % ("0" * 100), '{"choices": [{"finish_reason": {"a": 1}}]}',
+    '{"choices": [], "usage": [1]}', '{"choices": [], "usage": {"completion_tokens": "many"}}',
+    '{"choices": [{}], "__verbose": []}', '{"choices": [{}], "__verbose": {"tokens": {}}}', "[" * 50_000,
+    '{"choices": [{"text": "\x1b[2J', "9" * 5000,
+])  # fmt: skip
+def test_a_malformed_event_is_one_line(said):
+    with pytest.raises(UserError, match="a server sent what is no event of a completion: ") as told:
+        Reply(ORPHEUS, "a server").push(b"data: %s\n\n" % said.encode())
+    assert str(told.value).isprintable() and len(str(told.value)) < 300
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner:
+                    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+                        ["choices", "text", "token_ids", "finish_reason", "usage", "completion_tokens", "error",
+                         "object", "__verbose", "tokens", "message", "stop_reason"]), inner, max_size=4))  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(JSON, max_size=3))
+def test_any_events_give_ids_or_one_line(events):
+    reply = Reply(ORPHEUS, "a server")
+    try:
+        ids = reply.push(b"".join(b"data: %s\n\n" % json.dumps(e).encode() for e in events)) + reply.close()
+    except UserError as error:
+        assert str(error).isprintable()
+    else:
+        assert all(type(i) is int for i in ids)
+
+
+@pytest.mark.parametrize("parts", [[b"x" * 70_000] * 40, [b"data: " + b"x" * 3_000_000]])
+def test_a_line_without_end_is_not_waited_for(parts):
+    reply = Reply(ORPHEUS, "a server")
+    with pytest.raises(UserError, match="a line of more than 1048576 bytes"):
+        for part in parts:
+            reply.push(part)
+    assert len(reply._line) < 5_000_000
+
+
+def test_a_deep_or_odd_error_is_one_line():
+    deep: dict = {}
+    for _ in range(500):
+        deep = {"error": deep or "end"}
+    assert len(message_of(deep)) < 210 and "\x1b" not in message_of("a\x1b[2Jb")

@@ -17,8 +17,8 @@ from typing import Any
 from orpheus.config import SamplingOptions
 from orpheus.engines.background import Background
 from orpheus.engines.base import check_lengths
-from orpheus.engines.remote.reply import Reply, message_of, shown
-from orpheus.engines.remote.servers import Kind, ids_of, kind_of
+from orpheus.engines.remote.reply import MOST_BYTES, Reply, expected, message_of, shown
+from orpheus.engines.remote.servers import Kind, given, ids_of, kind_of
 from orpheus.errors import MissingPackage, UserError
 from orpheus.format.tokens import TokenLayout
 
@@ -143,7 +143,7 @@ class RemoteEngine:
             self._client.stream("POST", self._url("completions"), json=body) as response,
         ):
             if response.status_code != 200:
-                raise self._refusal(response.status_code, await response.aread())
+                raise self._refusal(response.status_code, await beginning(response))
             async for data in response.aiter_bytes():
                 ids = reply.push(data)
                 for token_id in ids:
@@ -190,9 +190,11 @@ class RemoteEngine:
         import httpx
 
         async def ask() -> tuple[int, bytes]:
-            async with asyncio.timeout(self.timeout_s):
-                response = await self._client.request(method, self._url(what), json=body)
-            return response.status_code, response.content
+            async with (
+                asyncio.timeout(self.timeout_s),
+                self._client.stream(method, self._url(what), json=body) as response,
+            ):
+                return response.status_code, await beginning(response)
 
         try:
             status, content = self._background.run(ask())
@@ -208,18 +210,16 @@ class RemoteEngine:
         cards = answer.get("data") if isinstance(answer, dict) else None
         if status != 200 or not isinstance(cards, list):
             raise self._refusal(status, answer)
-        names = [str(card.get("id")) for card in cards]
-        if model is None and len(names) == 1:
-            model = names[0]
-        if model not in names:
-            what = "no model is named" if model is None else f"there is no model '{model}'"
-            raise UserError(f"{what}: {self.server} serves {', '.join(names) or 'none'}; choose one of them")
-        card = cards[names.index(model)]
-        return (
-            kind_of(str(card.get("owned_by"))),
-            model,
-            min(context_length, int(card.get("max_model_len") or context_length)),
-        )
+        with expected(self.server, "list of models", answer):
+            names = [shown(card.get("id")) for card in cards]
+            if model is None and len(names) == 1:
+                model = names[0]
+            if model not in names:
+                what = "no model is named" if model is None else f"there is no model '{model}'"
+                raise UserError(f"{what}: {self.server} serves {', '.join(names) or 'none'}; choose one of them")
+            card = cards[names.index(model)]
+            longest = given(card, "max_model_len", int) or context_length
+        return kind_of(shown(card.get("owned_by"))), model, min(context_length, longest)
 
     def _needs_text(self) -> bool:
         """False if the server takes ids as the prompt; True if it reads our text as exactly these ids.
@@ -244,7 +244,8 @@ class RemoteEngine:
                 log.warning("%s takes no token ids as the prompt (%s): it is sent text", self.server, why)
         if status != 200:
             raise self._refusal(status, answer)
-        self._check_reading(answer, prompt)
+        with expected(self.server, "answer to a prompt", answer):
+            self._check_reading(answer, prompt)
         return self.sends_text
 
     def _try(self, prompt: Sequence[int], sampling: SamplingOptions) -> tuple[int, Any]:
@@ -254,10 +255,10 @@ class RemoteEngine:
 
     def _check_reading(self, answer: Any, prompt: list[int]) -> None:
         """UserError if the server says that it read another prompt, or if it does not show audio tokens."""
-        choice = (answer.get("choices") or [{}])[0]
-        read, count = choice.get("prompt_token_ids"), (answer.get("usage") or {}).get("prompt_tokens")
+        choice = (given(answer, "choices", list) or [{}])[0]
+        read, count = choice.get("prompt_token_ids"), given(given(answer, "usage", dict) or {}, "prompt_tokens", int)
         if read not in (None, prompt):  # vLLM and SGLang repeat it
-            raise UserError(f"{self.server} read the prompt {prompt} as {read}: it serves another model")
+            raise UserError(f"{self.server} read the prompt {prompt} as {shown(read)}: it serves another model")
         if self.sends_text and count is None:
             raise UserError(f"{self.server} does not say how many tokens it read, so the prompt can't be checked")
         if count not in (None, len(prompt)):
@@ -316,5 +317,15 @@ def parsed(content: bytes) -> Any:
     """JSON as what it means, anything else as it is."""
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return content
+
+
+async def beginning(response: Any) -> bytes:
+    """At most so much of an answer as anything that is meant well has."""
+    data = b""
+    async for part in response.aiter_bytes():
+        data += part
+        if len(data) > MOST_BYTES:
+            break
+    return data[:MOST_BYTES]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from orpheus.engines.remote.servers import ids_of
+from orpheus.engines.remote.servers import given, ids_of
 from orpheus.engines.remote.token_text import UNKNOWN, TokenText
 from orpheus.errors import UserError
 from orpheus.format.tokens import TokenLayout
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 20  # of a line, or of a short answer: an event has some hundreds
 
 
 class Reply:
@@ -38,6 +42,10 @@ class Reply:
         Raises UserError for an error event, and at the end for ids that were lost or a reason to end that is no end.
         """
         *lines, self._line = (self._line + data).split(b"\n")
+        if max(map(len, [*lines, self._line])) > MOST_BYTES:
+            raise UserError(
+                f"{self.server} sent a line of more than {MOST_BYTES} bytes, which is no event of a completion"
+            )
         ids: list[int] = []
         for line in lines:
             # Other lines are comments (pings), names of events, and the empty lines between events.
@@ -48,21 +56,23 @@ class Reply:
     def _event(self, data: bytes) -> list[int]:
         if data == b"[DONE]":
             return self.close()
-        try:
-            event = json.loads(data)
-            choices = event.get("choices") or []
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{self.server} sent what is no event of a completion: {shown(data)}") from error
-        if "error" in event or event.get("object") == "error":
+        with expected(self.server, "event of a completion", data):
+            return self._ids(json.loads(data))
+
+    def _ids(self, event: Any) -> list[int]:
+        choices = given(event, "choices", list) or []
+        if event.get("error") or event.get("object") == "error":
             raise UserError(f"{self.server} broke off after {self.count} tokens: {message_of(event)}")
-        self._counted = (event.get("usage") or {}).get("completion_tokens", self._counted)
+        counted = given(given(event, "usage", dict) or {}, "completion_tokens", int)
+        self._counted = self._counted if counted is None else counted
         ids: list[int] = []
         for choice in choices:
-            given = ids_of(event, choice)
-            self._sends_ids |= given is not None
-            ids += given or [] if self._sends_ids else self._read(choice.get("text") or "")
-            if choice.get("finish_reason"):
-                self.finish_reason = choice["finish_reason"]
+            named = ids_of(event, choice)
+            self._sends_ids |= named is not None
+            text = given(choice, "text", str) or ""
+            ids += named or [] if self._sends_ids else self._read(text)
+            if reason := given(choice, "finish_reason", str):
+                self.finish_reason = reason
                 stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM and TensorRT-LLM; SGLang
                 self._stop_id = stop_id if type(stop_id) is int else None
         self.count += len(ids)
@@ -97,21 +107,32 @@ class Reply:
                 f"{self.server} ended after {self.count} tokens, at a limit of its own: start it with a longer "
                 "context, or lower --max-new-tokens"
             )
-        raise UserError(f"{self.server} broke off after {self.count} tokens: '{self.finish_reason}'")
+        raise UserError(f"{self.server} broke off after {self.count} tokens: '{shown(self.finish_reason)}'")
 
 
-def message_of(answer: Any) -> str:
+@contextmanager
+def expected(server: str, what: str, said: Any) -> Iterator[None]:
+    """Whatever is odd in what a server said becomes a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise UserError(f"{server} sent what is no {what}: {shown(said)}") from error
+
+
+def message_of(answer: Any, depth: int = 8) -> str:
     """What an error answer says, in one line: OpenAI's form, FastAPI's, and those of the servers we know."""
-    for key in ("error", "message", "detail"):
-        if isinstance(answer, dict) and answer.get(key):
-            return message_of(answer[key])
-    if isinstance(answer, list) and answer:
-        return message_of({**answer[0], "message": answer[0].get("msg")} if isinstance(answer[0], dict) else answer[0])
+    for key in ("error", "message", "detail", "msg"):
+        if depth and isinstance(answer, dict) and answer.get(key):
+            return message_of(answer[key], depth - 1)
+    if depth and isinstance(answer, list) and answer:
+        return message_of(answer[0], depth - 1)
     return shown(answer)
 
 
 def shown(value: Any) -> str:
-    """The beginning of anything a server sent, in one line."""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    line = " ".join(text.split())
+    """The beginning of anything a server sent, in one line that can be printed."""
+    text = value[:1000].decode("utf-8", "replace") if isinstance(value, bytes) else str(value)[:1000]
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
     return line if len(line) <= 200 else f"{line[:200]}..."

@@ -21,6 +21,7 @@ from orpheus.config import SamplingOptions
 from orpheus.format.tokens import TokenLayout
 
 Fields = dict[str, Any]
+MOST_ID = 2**31
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,21 @@ def kind_of(owner: str) -> Kind:
 
 
 def ids_of(event: Fields, choice: Fields) -> list[int] | None:
-    """The ids in one event of the stream (or in a whole answer); None where the server sends text only."""
-    ids = choice.get("token_ids")
+    """The ids in one event of the stream (or in a whole answer); None where the server sends text only.
+
+    TypeError, AttributeError: it is no event.
+    """
+    ids: list[int] | None = given(choice, "token_ids", list)
     if ids is None:
-        ids = (event.get("__verbose") or {}).get("tokens")  # llama-server
-    return None if ids is None else [int(i) for i in ids]
+        ids = given(given(event, "__verbose", dict) or {}, "tokens", list)  # llama-server
+    if ids and not all(type(i) is int and abs(i) < MOST_ID for i in ids):
+        raise TypeError("an id is no small integer")
+    return ids
+
+
+def given(of: Fields, name: str, kind: type) -> Any:
+    """What a JSON object has under a name, None for nothing. TypeError: of another kind; AttributeError: no object."""
+    value = of.get(name)
+    if value is not None and type(value) is not kind:
+        raise TypeError(f"{name} is no {kind.__name__}")
+    return value
