@@ -158,6 +158,10 @@ class CorpusOptions:
     cache_dir: Path = Path(".cache/codes")
     """Where encoded clips are kept, so that they are encoded only once."""
 
+    def __post_init__(self) -> None:
+        many, below_1 = (0, math.inf), math.nextafter(1, 0)
+        check_ranges(self, limit=many, min_seconds=many, max_rejected=(0, 1), validation_share=(0, below_1))
+
 
 @dataclass(frozen=True)
 class LoraOptions:
@@ -219,22 +223,10 @@ class TrainOptions:
     """Where push-to-hub uploads to: 'owner/name'."""
 
     def __post_init__(self) -> None:
-        many = (1, math.inf)
-        check_ranges(
-            self,
-            epochs=(1e-6, math.inf),
-            max_steps=(0, math.inf),
-            learning_rate=(1e-12, 1),
-            batch_size=many,
-            gradient_accumulation=many,
-            max_seq_length=many,
-            warmup_steps=(0, math.inf),
-            weight_decay=(0, 1),
-            eval_every=(0, math.inf),
-            save_every=(0, math.inf),
-            log_every=many,
-            seed=(0, 2**32 - 1),
-        )
+        some, many = (0, math.inf), (1, math.inf)
+        check_ranges(self, epochs=(1e-6, math.inf), max_steps=some, learning_rate=(1e-12, 1), batch_size=many,
+                     gradient_accumulation=many, max_seq_length=many, warmup_steps=some, weight_decay=(0, 1),
+                     eval_every=some, save_every=some, log_every=many, seed=(0, 2**32 - 1))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -18,6 +20,15 @@ class MissingPackage(UserError):
             f"{purpose} needs the package '{package}', which is not installed: "
             f"run  {install or f'pip install {package}'}"
         )
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """UserError for a folder that can't be written to, told before the work begins; nothing is made here."""
+    there = next((p for p in (folder, *folder.parents, *folder.absolute().parents) if os.path.exists(p)), Path("/"))
+    if not there.is_dir():
+        raise UserError(f"{option} is {folder}, and {there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option} is {folder}, and {there} can't be written to: name another folder")
 
 
 @contextmanager

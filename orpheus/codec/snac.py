@@ -290,9 +290,18 @@ def _check_format(model: Any, name: str) -> None:
 
 def _find(id_or_path: str) -> tuple[Path, Path]:
     """The config and the weights, in a local folder or in the hub's cache."""
+    return find_local(id_or_path) or fetch("codec", id_or_path, lambda: _download(id_or_path),
+                                           "use the embedded codec: --preset tiny")  # fmt: skip
+
+
+def find_local(id_or_path: str | Path) -> tuple[Path, Path] | None:
+    """The config and the weights in a local folder; None: a hub id. UserError: the folder is none, or holds no codec.
+
+    Nothing is loaded, so that a wrong name is told at once.
+    """
     folder = local_folder(id_or_path, "codec")
     if folder is None:
-        return fetch("codec", id_or_path, lambda: _download(id_or_path), "use the embedded codec: --preset tiny")
+        return None
     weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UserError(f"codec: the folder {folder} has no weights, expected {' or '.join(WEIGHT_FILES)}")

@@ -10,16 +10,20 @@ report, and leaves the codes in the cache, where training finds them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orpheus.codec.snac import SnacCodec
-from orpheus.config import CorpusOptions, PresetName, TrainOptions, resolve_preset
+from orpheus.codec.snac import SnacCodec, find_local
+from orpheus.config import CorpusOptions, PresetName, TrainOptions, check_ranges
 from orpheus.data.corpus import encode_part, prepare
+from orpheus.data.early import check_source
 from orpheus.data.encoding import Part
+from orpheus.errors import UserError, check_folder
 from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import TokenLayout
-from orpheus.model.base import has_gpu, load_tokenizer, pick_device
+from orpheus.model.base import check_device, load_tokenizer, pick_device, preset_of
+from orpheus.model.hub import local_folder
 from orpheus.processes import rank, world_size
 
 
@@ -44,15 +48,18 @@ class PrepareOptions:
     codes. Default: all clips, or under accelerate launch each process its own part."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, max_seq_length=(1, math.inf))
+
 
 def main(options: PrepareOptions) -> None:
     """Recordings -> checked -> codes in the cache, and a report."""
-    preset = resolve_preset(options.preset, has_gpu())
+    part = check(options)
+    preset = preset_of(options.preset)
     tokenizer = load_tokenizer(options.base or preset.base)
     codec = SnacCodec.load(options.codec or preset.codec, pick_device(options.device))
     chosen = replace(options.corpus, dataset=options.corpus.dataset or preset.dataset)
     renderer = Renderer(tokenizer, TokenLayout.from_tokenizer(tokenizer))
-    part = Part.parse(options.shard) if options.shard else Part(rank(), world_size())
     if part.count > 1:
         clips, rejections = encode_part(part, chosen, codec, renderer, max_seq_length=options.max_seq_length)
         hours = sum(clip.seconds for clip in clips) / 3600
@@ -63,3 +70,18 @@ def main(options: PrepareOptions) -> None:
     corpus = prepare(chosen, codec, renderer, max_seq_length=options.max_seq_length, seed=TrainOptions.seed)
     print(corpus.summary())
     print(f"report: {corpus.save_report(options.report)}, codes: {options.corpus.cache_dir}")
+
+
+def check(options: PrepareOptions) -> Part:
+    """Which part of the clips is to be encoded. UserError for what can't work, before PyTorch is loaded."""
+    part = Part.parse(options.shard) if options.shard else Part(rank(), world_size())
+    check_device(options.device)
+    check_source(options.corpus)
+    if options.base:
+        local_folder(options.base, "base model")
+    if options.codec:
+        find_local(options.codec)
+    check_folder(options.report.parent, "the folder of --report")
+    if options.report.is_dir():
+        raise UserError(f"--report is {options.report}, which is a folder: name a file in it")
+    return part

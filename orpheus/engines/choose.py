@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orpheus.codec.snac import find_local
 from orpheus.config import BASE_VOICES, DraftName, EngineName
 from orpheus.engines.base import Engine
 from orpheus.engines.torch.engine import TorchEngine
 from orpheus.errors import UserError
+from orpheus.format.prompt import Voices
 from orpheus.format.tokens import TokenLayout
-from orpheus.model.adapter import adapter_folder, attach_adapter, merge
-from orpheus.model.base import four_bit_copy, load_base, load_tokenizer, pack_for_inference, pick_4bit, pick_device
+from orpheus.model.adapter import adapter_folder, attach_adapter, merge, read_shapes
+from orpheus.model.base import (
+    check_device,
+    four_bit_copy,
+    load_base,
+    load_tokenizer,
+    pack_for_inference,
+    pick_4bit,
+    pick_device,
+)
 from orpheus.model.hub import local_folder, portable_name
 from orpheus.model.provenance import Provenance, own_sampling
 
@@ -65,6 +75,12 @@ def open_voice(wish: Wish) -> Opened:
 
     Raises UserError where something is missing or does not fit; the message says what to do.
     """
+    return OPENERS[engine_of(wish)](wish)
+
+
+def engine_of(wish: Wish) -> str:
+    """The engine that is asked for, or that suits. UserError: there is none such, or it can't do what is asked."""
+    check_device(wish.device)
     if wish.engine != "auto" and wish.engine not in OPENERS:
         raise UserError(f"unknown engine '{wish.engine}': expected auto, {' or '.join(OPENERS)}")
     if wish.server and wish.engine not in ("auto", "remote"):
@@ -73,7 +89,26 @@ def open_voice(wish: Wish) -> Opened:
     engine = suited if wish.engine == "auto" else wish.engine
     if wish.draft != "none" and engine != "torch":
         raise UserError(f"--draft {wish.draft} is built for the engine torch, not for {engine}: leave it out")
-    return OPENERS[engine](wish)
+    if engine == "remote" and not wish.server:
+        raise UserError("the engine remote needs the address of the server: --server http://127.0.0.1:8000")
+    return engine
+
+
+def look_up(wish: Wish) -> Named | None:
+    """What is named, as far as its small files tell: nothing heavy is loaded. None: a .gguf file, which says it inside.
+
+    Raises UserError as `open_voice` does, for what is missing, damaged or does not fit at first sight.
+    """
+    engine = engine_of(wish)
+    if engine == "llamacpp":
+        gguf_file(wish)
+        return None
+    it = named(wish, engine)
+    local_folder(it.base, "base model")
+    find_local(it.codec)
+    if it.folder:
+        read_shapes(it.folder)
+    return it
 
 
 def suitable(base: str | Path | None) -> str:
@@ -110,6 +145,16 @@ class Named:
     def sampling(self) -> dict[str, float]:
         """The base's own figures; empty: the published ones."""
         return own_sampling(local_folder(self.base, "base model"))
+
+    @property
+    def voices(self) -> Voices:
+        """The voices of adapter and base."""
+        trained = self.made.voices if self.made and self.adapted else ()
+        if self.made and self.adapted and self.folder is None:
+            return Voices(trained, self.made.base_voices, adapted=True)
+        own = known_of(self.base)
+        base = (own.voices or own.base_voices) if own else BASE_VOICES.get(self.base, ())
+        return Voices(trained, base, self.adapted)
 
 
 def named(wish: Wish, engine: str) -> Named:
@@ -178,11 +223,8 @@ def with_draft(engine: TorchEngine, draft: str) -> Engine:
     return SpeculativeEngine(engine, copied)
 
 
-def open_llamacpp(wish: Wish) -> Opened:
-    """An exported .gguf file, with llama.cpp. Codec and voices are in the file."""
-    from orpheus.engines.llamacpp.engine import LlamaCppEngine
-    from orpheus.engines.llamacpp.model import LlamaCppModel
-
+def gguf_file(wish: Wish) -> Path:
+    """The file that is named for llama.cpp. UserError: there is none, or it can't do what is asked."""
     if not is_gguf(wish.base):
         raise UserError(
             f"the engine llamacpp speaks with a {GGUF_SUFFIX} file, not with {wish.base or wish.adapter}: write one by "
@@ -198,6 +240,15 @@ def open_llamacpp(wish: Wish) -> Opened:
     path = Path(os.path.expanduser(str(wish.base)))
     if not path.is_file():
         raise UserError(f"there is no file {path}: write one by `python -m orpheus export --to gguf --out {path}`")
+    return path
+
+
+def open_llamacpp(wish: Wish) -> Opened:
+    """An exported .gguf file, with llama.cpp. Codec and voices are in the file."""
+    from orpheus.engines.llamacpp.engine import LlamaCppEngine
+    from orpheus.engines.llamacpp.model import LlamaCppModel
+
+    path = gguf_file(wish)
     device = pick_device(wish.device)
     model = LlamaCppModel(path, threads=wish.threads, gpu_layers=0 if wish.device == "cpu" else wish.gpu_layers)
     if wish.device.startswith("cuda") and not model.on_gpu:
@@ -220,8 +271,7 @@ def open_remote(wish: Wish) -> Opened:
     """A model on a server. Base and adapter tell tokenizer, codec and voices; their weights are not loaded here."""
     from orpheus.engines.remote.engine import RemoteEngine
 
-    if not wish.server:
-        raise UserError("the engine remote needs the address of the server: --server http://127.0.0.1:8000")
+    assert wish.server is not None  # `engine_of` has refused that
     it = named(wish, "remote")
     tokenizer = load_tokenizer(it.base)
     engine = RemoteEngine(wish.server, layout_of(it, tokenizer), SERVED_CONTEXT, wish.server_model, tokenizer=tokenizer)

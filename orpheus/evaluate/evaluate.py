@@ -36,21 +36,21 @@ from orpheus.config import (
     VoiceOptions,
     as_dict,
     check_ranges,
-    resolve_preset,
 )
 from orpheus.data.clips import Unfit, check_record
+from orpheus.data.early import check_source
 from orpheus.data.sources import Record, open_source
-from orpheus.errors import UserError
+from orpheus.errors import UserError, check_folder
 from orpheus.evaluate.metrics import ENGLISH, median_f0_hz, word_errors, words
 from orpheus.evaluate.recognise import PocketSphinx, Recogniser, find_recogniser
 from orpheus.evaluate.report import Heard, Report, Row, Take
-from orpheus.format.prompt import find_tags
+from orpheus.format.prompt import Voices, find_tags
 from orpheus.format.texts import lines_of
 from orpheus.format.tokens import Stop
 from orpheus.model.adapter import adapter_folder
-from orpheus.model.base import has_gpu
+from orpheus.model.base import preset_of
 from orpheus.model.provenance import Provenance
-from orpheus.speak.inference import NoSpeech, OrpheusInference, load_voice
+from orpheus.speak.inference import NoSpeech, OrpheusInference, check_speaking, load_voice
 from orpheus.speak.speech import Speech
 
 log = logging.getLogger(__name__)
@@ -128,8 +128,15 @@ def main(options: EvaluateOptions) -> None:
     # Libraries print where they like; with --json standard output is for the one object.
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         corpus = options.corpus or default_corpus(options.model)
+        voices = check_speaking(options.model, voice=options.voice)
+        if options.out:
+            check_folder(options.out, "--out")
+        check_source(CorpusOptions(dataset=corpus))
+        if voices:
+            fitting(corpus, voices, options.voice)
+        texts = domain_texts(options.domain) if options.domain else None
         recogniser = find_recogniser(options.recogniser, options.whisper_model, options.language)
-        domain = PocketSphinx(domain_texts(options.domain)) if options.domain else None
+        domain = PocketSphinx(texts) if texts is not None else None
         tts = load_voice(options.model)
         clips = held_out(corpus, tts, options.voice, options.limit)
         report = evaluate(tts, clips, recogniser, domain=domain, detector=find_detector(tts), voice=options.voice,
@@ -149,7 +156,7 @@ def default_corpus(model: VoiceOptions) -> str:
     made = Provenance.load(adapter_folder(model.adapter)) if model.adapter else None
     base = model.base or (made.base if made else None)
     if not base and model.adapter is None:
-        base = resolve_preset(model.preset, has_gpu()).base
+        base = preset_of(model.preset).base
     if base == PRESETS["tiny"].base:
         return TEST_CORPUS
     raise UserError(
@@ -182,19 +189,7 @@ def held_out(corpus: str, tts: OrpheusInference, voice: str | None = None, limit
 
     Clips without a voice fit every model. UserError: none fits, or it is not known which of several voices do.
     """
-    source = open_source(CorpusOptions(dataset=corpus))
-    records: dict[str | None, list[Record]] = defaultdict(list)
-    for record in source.records():
-        records[str(record.voice or "").strip() or None].append(record)
-    wanted = (voice,) if voice else tts.trained_voices if tts.has_adapter else tts.base_voices
-    fit = {name: part for name, part in records.items() if name is None or not wanted or name in wanted}
-    has = ", ".join(sorted(name for name in records if name))
-    if not fit:
-        raise UserError(f"no clip of {source.name} is spoken by {', '.join(wanted)}: it has {has}; name one of them "
-                        "by --voice, or other recordings by --corpus")  # fmt: skip
-    if len(fit) > 1 and not wanted:
-        raise UserError(f"{source.name} has several voices, and it is not known which the model was trained on: "
-                        f"name one of {has} by --voice")  # fmt: skip
+    fit = fitting(corpus, Voices(tts.trained_voices, tts.base_voices, tts.has_adapter), voice)
     clips: list[Recording] = []
     for record in (r for turn in zip_longest(*fit.values()) for r in turn if r is not None):
         if limit and len(clips) == limit:
@@ -206,8 +201,29 @@ def held_out(corpus: str, tts: OrpheusInference, voice: str | None = None, limit
             continue
         clips.append(Recording(clip.name, clip.text, clip.voice, samples))
     if not clips:
-        raise UserError(f"none of the clips of {source.name} can be used: see the lines above")
+        raise UserError(f"none of the clips of {corpus} can be used: see the lines above")
     return sorted(clips, key=lambda clip: clip.voice or "")
+
+
+def fitting(corpus: str, voices: Voices, voice: str | None) -> dict[str | None, list[Record]]:
+    """The records of a data set by voice: of `voice`, or of the voices that a model has. Nothing is decoded.
+
+    UserError: none fits, or it is not known which of several voices do.
+    """
+    source = open_source(CorpusOptions(dataset=corpus))
+    records: dict[str | None, list[Record]] = defaultdict(list)
+    for record in source.records():
+        records[str(record.voice or "").strip() or None].append(record)
+    wanted = (voice,) if voice else voices.trained if voices.adapted else voices.base
+    fit = {name: part for name, part in records.items() if name is None or not wanted or name in wanted}
+    has = ", ".join(sorted(name for name in records if name))
+    if not fit:
+        raise UserError(f"no clip of {source.name} is spoken by {', '.join(wanted)}: it has {has}; name one of them "
+                        "by --voice, or other recordings by --corpus")  # fmt: skip
+    if len(fit) > 1 and not wanted:
+        raise UserError(f"{source.name} has several voices, and it is not known which the model was trained on: "
+                        f"name one of {has} by --voice")  # fmt: skip
+    return fit
 
 
 def evaluate(

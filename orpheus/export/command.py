@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,16 +24,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orpheus.config import PresetName, check_ranges, resolve_preset
+from orpheus.codec.snac import find_local
+from orpheus.config import PresetName, check_ranges
 from orpheus.engines.choose import known_of
 from orpheus.engines.llamacpp.model import core_count, llama_cpp
 from orpheus.engines.tensorrt.engine import write_tensorrt_llm
-from orpheus.errors import UserError, disk_errors
+from orpheus.errors import UserError, check_folder, disk_errors
 from orpheus.export.check import Spoken, speak
 from orpheus.export.gguf import PLAIN, GgufType, PlainType, check_exportable, gguf, quantise, write_gguf
 from orpheus.export.merged import Source, check_prompts, checked, export_merged, merged
-from orpheus.model.adapter import adapter_folder
-from orpheus.model.base import has_gpu
+from orpheus.model.adapter import adapter_folder, read_shapes
+from orpheus.model.base import check_device, preset_of
+from orpheus.model.hub import local_folder
 from orpheus.model.provenance import Provenance, write_json
 
 log = logging.getLogger(__name__)
@@ -79,7 +82,7 @@ def main(options: ExportOptions) -> None:
         raise UserError("TensorRT-LLM can't read bitsandbytes' 4 bit: leave out --dtype 4bit")
     name = f"voice-{options.type}.gguf" if options.to == "gguf" else options.to
     out = options.out or Path("exported") / name
-    source = find_source(options)
+    source = check(options, out)
     with disk_errors(f"can't write {out}", "free some space or choose another --out"), unfinished(out) as partial:
         if options.to == "gguf":
             record = export_gguf(source, partial, options)
@@ -92,6 +95,25 @@ def main(options: ExportOptions) -> None:
     print(f"{out}: {size / 1e9:.3f} GB. Speak with it:  python inference.py --adapter None --base {out}")
 
 
+def check(options: ExportOptions, out: Path) -> Source:
+    """What the options name. UserError for what can't work, before PyTorch is loaded."""
+    check_device(options.device)
+    refuse_existing(out)
+    check_folder(out.parent, "the folder of --out")
+    source = find_source(options)
+    local_folder(source.base, "base model")
+    find_local(source.codec)
+    if source.folder:
+        read_shapes(source.folder)
+    return source
+
+
+def refuse_existing(out: Path) -> None:
+    """UserError for what is there already."""
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists already: choose another --out, or delete it")
+
+
 def find_source(options: ExportOptions) -> Source:
     """What the options name. UserError if that is nothing, or not enough."""
     folder = adapter_folder(options.adapter) if options.adapter else None
@@ -101,7 +123,7 @@ def find_source(options: ExportOptions) -> Source:
     elif base is None:
         if options.preset == "auto":
             raise UserError("name what to export: --adapter lora_model, or a base alone with --base or --preset")
-        preset = resolve_preset(options.preset, has_gpu())
+        preset = preset_of(options.preset)
         base, codec = preset.base, codec or preset.codec
     made = made or known_of(base)
     codec = codec or (made.codec if made else None)
@@ -119,8 +141,7 @@ def unfinished(out: Path) -> Iterator[Path]:
 
     Whatever happens, `out` is whole or not there, and nothing else is left. UserError if it exists already.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already: choose another --out, or delete it")
+    refuse_existing(out)
     folder = out.with_name(f".{secrets.token_hex(6)}.partial")
     try:
         folder.mkdir(parents=True)

@@ -202,13 +202,45 @@ def check_voice(voice: str | None, voices: Sequence[str]) -> str | None:
     """The voice if it may be used. UserError for an unknown one where the voices are known (`voices` not empty)."""
     if voice is None or voice == "":
         return None
+    voice = voice if voice in voices else " ".join(normalise(voice).split())  # names are written as texts are
     if voices and voice not in voices:
         close = difflib.get_close_matches(voice, voices, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise UserError(f"unknown voice '{voice}': this model knows {', '.join(voices)}{hint}")
+    check_decoded(voice, "the voice")
     if ":" in voice or "<" in voice or ">" in voice or not voice.strip():
         raise UserError(f"'{voice}' is not a voice name: use a word without ':', '<' or '>'")
     return voice
+
+
+@dataclass(frozen=True)
+class Voices:
+    """The voices that a model is known to have: those its adapter was trained on, and its base's. Empty: not known."""
+
+    trained: tuple[str, ...]
+    base: tuple[str, ...]
+    adapted: bool  # an adapter is at work
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(dict.fromkeys(self.trained + self.base))
+
+    def choose(self, text: str, voice: str | None) -> tuple[str | None, str]:
+        """Who speaks a text, and the checked text without its 'voice: '. UserError: bad text or voice, or no choice."""
+        named, rest = split_voice(check_text(text), self.known)
+        chosen = named or (self.default() if voice is None else voice)
+        # A base whose own voices are not known may well know more than the adapter was trained on.
+        return check_voice(chosen, self.known if self.base else ()), rest
+
+    def default(self) -> str | None:
+        """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""
+        voices = self.trained if self.adapted else self.base
+        if len(voices) > 1:
+            raise UserError(
+                f"this model knows several voices: choose one of {', '.join(voices)} (--voice, or 'voice: text')"
+            )
+        return voices[0] if voices else None
 
 
 def format_text(text: str, voice: str | None = None) -> str:

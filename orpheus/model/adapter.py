@@ -30,6 +30,10 @@ def check_lora(lora: LoraOptions) -> None:
         raise UserError(f"LoRA alpha is {lora.lora_alpha}, expected above 0: with 0 the adapter does nothing")
     if not lora.target_modules:
         raise UserError("LoRA has no target layers: name some, such as q_proj v_proj")
+    unknown = sorted(set(lora.target_modules) - set(LoraOptions.target_modules))
+    if unknown:
+        raise UserError(f"LoRA targets {', '.join(unknown)} are not in this model; it has "
+                        f"{', '.join(sorted(LoraOptions.target_modules))}")  # fmt: skip
 
 
 def add_lora(
@@ -37,13 +41,6 @@ def add_lora(
 ) -> LoadedModel:
     """Put a fresh, trainable adapter on the base. Its first weights depend on `seed` alone."""
     check_lora(lora)
-    names = {name.rsplit(".", 1)[-1] for name, _ in loaded.model.named_modules()}
-    unknown = [t for t in lora.target_modules if t not in names]
-    if unknown:
-        raise UserError(
-            f"LoRA targets {', '.join(unknown)} are not in this model; it has "
-            f"{', '.join(sorted(n for n in names if n.endswith('_proj')))}"
-        )
     if loaded.backend == "unsloth":
         from unsloth import FastLanguageModel
 
@@ -122,16 +119,8 @@ def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
 
 def _check_shapes(loaded: LoadedModel, folder: Path) -> None:
     """Every adapter matrix must find a layer of its shape: peft itself ignores layers that are missing."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        rank, alone = config["r"], not config.get("rank_pattern")
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
-            names = list(weights.keys())
-            shapes = {name: weights.get_slice(name).get_shape() for name in names}
-    except (SafetensorError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the adapter in '{folder}' is damaged ({error}): restore it, or train again") from error
+    config, shapes = read_shapes(folder)
+    rank, alone = config["r"], not config.get("rank_pattern")
     layers = dict(loaded.model.named_modules())
     for name, shape in shapes.items():
         path, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
@@ -147,6 +136,19 @@ def _check_shapes(loaded: LoadedModel, folder: Path) -> None:
                 f"{tuple(shape)}, the base has {'no such layer' if layer is None else f'{size} features'}; "
                 "use the base it was trained on"
             )
+
+
+def read_shapes(folder: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """An adapter's configuration and the shape of each of its matrices, without reading them. UserError: damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        int(config["r"])
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
+            return config, {name: weights.get_slice(name).get_shape() for name in list(weights.keys())}
+    except (SafetensorError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the adapter in '{folder}' is damaged ({error}): restore it, or train again") from error
 
 
 def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Path:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from orpheus.config import BASE_VOICES
+from orpheus.config import BASE_VOICES, Preset, resolve_preset
 from orpheus.errors import MissingPackage, UserError
 from orpheus.format.tokens import TokenLayout
 from orpheus.model.hub import fetch, local_folder, portable_name
@@ -45,10 +49,28 @@ class LoadedModel:
 
 
 def has_gpu() -> bool:
-    """Whether a CUDA GPU is present."""
+    """Whether a CUDA GPU is present. PyTorch, which takes seconds to load, is asked only where there is a driver."""
+    if "torch" not in sys.modules and not _has_driver():
+        return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def preset_of(name: str) -> Preset:
+    """The preset of that name; for `auto` the machine is asked. UserError: there is none such."""
+    return resolve_preset(name, name == "auto" and has_gpu())
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's (or AMD's) driver may be there: False only where PyTorch could find no GPU either."""
+    if not sys.platform.startswith("linux") or Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def free_memory() -> None:
@@ -67,23 +89,28 @@ def pick_device(device: str) -> str:
 
     Under `accelerate launch` 'cuda' is the process's own GPU.
     """
-    import re
-
-    import torch
-
+    check_device(device)
     if device == "auto":
         device = "cuda" if has_gpu() else "cpu"
     device = local_device(device)
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"unknown device '{device}': expected auto, cpu, cuda or cuda:N")
     if device != "cpu" and not has_gpu():
         raise UserError(
             f"device '{device}' was asked for, but PyTorch sees no CUDA GPU: use --device cpu, or install "
             "a CUDA build of torch and the driver"
         )
-    if ":" in device and int(device[5:]) >= torch.cuda.device_count():
+    if ":" not in device:
+        return device
+    import torch
+
+    if int(device[5:]) >= torch.cuda.device_count():
         raise UserError(f"device '{device}' was asked for, but there are {torch.cuda.device_count()} GPUs, from cuda:0")
     return device
+
+
+def check_device(device: str) -> None:
+    """UserError for what is no device's name; whether it is there, `pick_device` says."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(f"unknown device '{device}': expected auto, cpu, cuda or cuda:N")
 
 
 def compute_dtype(device: str, large: bool = False) -> Any:

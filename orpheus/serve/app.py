@@ -19,12 +19,11 @@ from orpheus.serve.admission import Admission
 from orpheus.serve.answers import Answer, Desk
 from orpheus.serve.counts import Counts
 from orpheus.serve.gate import Gate, read_body
-from orpheus.serve.options import Keys, ServerOptions
+from orpheus.serve.options import DEFAULT_VOICE, Keys, ServerOptions
 from orpheus.serve.problems import Problem, described
 from orpheus.serve.requests import OPENAI_MODELS, OPENAI_VOICES, SpeechRequest, parse, schema
 
 BODY_S = 30.0  # a body of some kilobytes that takes longer is not meant well
-DEFAULT_VOICE = "default"
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ class Names:
         self.voices: tuple[str, ...] = tuple(tts.voices)
         self.default = options.voice or (self.voices[0] if len(self.voices) == 1 else None)
         self.aliases = dict(alias.split("=") for alias in options.alias)
-        for voice in [options.voice, *self.aliases.values()]:
-            if voice and voice != DEFAULT_VOICE and self.voices and voice not in self.voices:
-                raise UserError(f"unknown voice '{voice}': this model knows {', '.join(self.voices)}")
+        options.check_voices(self.voices)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -54,6 +54,12 @@ class ServeOptions:
 
 def main(options: ServeOptions) -> None:
     """Serve until Ctrl-C or SIGTERM; then finish what was begun."""
+    from orpheus.speak.inference import check_speaking, load_voice
+
+    keys = read_keys(options.limits.api_key_file)
+    listener = bind(options.host, options.port)
+    voices = check_speaking(options.model)  # a mistake is told before anything is loaded
+    options.limits.check_voices(voices.known if voices else ())
     for package in PACKAGES:
         try:
             importlib.import_module(package)
@@ -62,10 +68,7 @@ def main(options: ServeOptions) -> None:
     return_memory()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
-    keys = read_keys(options.limits.api_key_file)
-    listener = bind(options.host, options.port)
     from orpheus.serve.app import create_app
-    from orpheus.speak.inference import load_voice
 
     tts = load_voice(options.model)
     tts.engine = share(tts.engine, options.limits.max_concurrent)

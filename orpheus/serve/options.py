@@ -7,6 +7,7 @@ import hmac
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from orpheus.config import check_ranges
 from orpheus.errors import UserError
 
 KEYS_VARIABLE = "ORPHEUS_API_KEYS"
+DEFAULT_VOICE = "default"  # in a request: the server's own choice
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -46,6 +48,12 @@ class ServerOptions:
         for alias in self.alias:
             if not re.fullmatch(r"[^=\s]+=[^=\s]+", alias):
                 raise UserError(f"alias is {alias!r}, expected NAME=VOICE, like alloy=tara")
+
+    def check_voices(self, known: Sequence[str]) -> None:
+        """UserError for a voice, or an alias of one, that the model does not have; `known` is empty: any may be."""
+        for voice in [self.voice, *(alias.split("=")[1] for alias in self.alias)]:
+            if voice and voice != DEFAULT_VOICE and known and voice not in known:
+                raise UserError(f"unknown voice '{voice}': this model knows {', '.join(known)}")
 
     @property
     def max_body_bytes(self) -> int:

@@ -24,16 +24,15 @@ from orpheus.config import (
     SamplingOptions,
     VoiceOptions,
     as_dict,
-    resolve_preset,
 )
 from orpheus.data.usual import SpeechStatistics
 from orpheus.engines.base import Engine
-from orpheus.engines.choose import Wish, is_gguf, known_of, open_voice
+from orpheus.engines.choose import Wish, is_gguf, known_of, look_up, open_voice
 from orpheus.errors import UserError
 from orpheus.format.pieces import split
-from orpheus.format.prompt import Renderer, check_text, check_voice, split_voice, tag_warnings, voice_hints
+from orpheus.format.prompt import Renderer, Voices, check_text, check_voice, split_voice, tag_warnings, voice_hints
 from orpheus.format.texts import normalise
-from orpheus.model.base import has_gpu
+from orpheus.model.base import preset_of
 from orpheus.model.provenance import versions
 from orpheus.speak.guard import Watch
 from orpheus.speak.names import reserved_paths
@@ -301,25 +300,13 @@ class OrpheusInference:
 
     def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
         """Who speaks a text, and the checked text without its 'voice: '."""
-        named, rest = split_voice(check_text(text), self.voices)
-        chosen = named or (self._default_voice() if voice is None else voice)
-        # A base whose own voices are not known may well know more than the adapter was trained on.
-        return check_voice(chosen, self.voices if self.base_voices else ()), rest
+        return Voices(self.trained_voices, self.base_voices, self.has_adapter).choose(text, voice)
 
     def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
         for warning in [*tag_warnings(texts), *voice_hints(texts, self.voices)]:
             log.warning("%s", warning)
         for name in sorted({voice for voice in voices if voice} - set(self.voices)):
             log.warning("voice '%s' was not in the training data: the model may ignore it", name)
-
-    def _default_voice(self) -> str | None:
-        """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""
-        voices = self.trained_voices if self.has_adapter else self.base_voices
-        if len(voices) > 1:
-            raise UserError(
-                f"this model knows several voices: choose one of {', '.join(voices)} (--voice, or 'voice: text')"
-            )
-        return voices[0] if voices else None
 
     def _stream(self, rows: Sequence[Utterance], sampling: SamplingOptions, closed: Closed = lambda: False) -> Spoken:
         """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none).
@@ -369,18 +356,38 @@ def _chosen(attempts: Sequence[Speech | NoSpeech]) -> Speech | NoSpeech:
 
 def load_voice(options: VoiceOptions) -> OrpheusInference:
     """The voice that the options describe; a log line names what speaks where that is no adapter."""
+    wish = wish_of(options)
+    if wish.adapter is None:
+        log.info("base %s, codec %s, no adapter", wish.base, wish.codec or "of the base")
+    return OrpheusInference(**vars(wish))
+
+
+def wish_of(options: VoiceOptions) -> Wish:
+    """What the options ask for, with the names that the preset fills in where there is no adapter."""
     adapter, base, codec = options.adapter, options.base, options.codec
     if is_gguf(base) and adapter == VoiceOptions.adapter:
-        log.info("%s speaks for itself: no adapter is used", base)
-        adapter = None
-    elif adapter is None and not is_gguf(base):
-        if known_of(base):
-            log.info("base %s, codec %s, no adapter", base, codec or "of the base")
-        else:
-            preset = resolve_preset(options.preset, has_gpu())
-            base, codec = base or preset.base, codec or preset.codec
-            log.info("preset %s: base %s, codec %s, no adapter", preset.name, base, codec)
-    wish: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
-    return OrpheusInference(adapter, base, codec, options.engine, options.device, wish[options.load_in_4bit],
-                            options.threads, options.gpu_layers, options.server, options.server_model,
-                            options.draft)  # fmt: skip
+        adapter = None  # it speaks for itself
+    elif adapter is None and not is_gguf(base) and not known_of(base):
+        preset = preset_of(options.preset)
+        base, codec = base or preset.base, codec or preset.codec
+    in_4bit: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
+    return Wish(adapter, base, codec, options.engine, options.device, in_4bit[options.load_in_4bit], options.threads,
+                options.gpu_layers, options.server, options.server_model, options.draft)  # fmt: skip
+
+
+def check_speaking(options: VoiceOptions, texts: Sequence[str] = (), voice: str | None = None) -> Voices | None:
+    """The voices of the model that the options describe, by its small files: before anything heavy is loaded.
+
+    None: a .gguf file, which says them inside. UserError as loading and speaking would: a file that is missing or does
+    not fit, a bad text, an unknown voice.
+    """
+    for text in texts:
+        check_text(text)
+    check_voice(voice, ())
+    named = look_up(wish_of(options))
+    if named is None:
+        return None
+    voices = named.voices
+    for text in texts:
+        voices.choose(text, voice)
+    return voices

@@ -12,6 +12,7 @@ orpheus speak --file book.txt --long --guard
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from typing import Annotated
 import tyro
 
 from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
-from orpheus.errors import UserError
+from orpheus.errors import UserError, check_folder
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,8 @@ def read_prompts(options: SpeakOptions) -> list[str]:
 def main(options: SpeakOptions) -> None:
     """Load the voice once, speak batch by batch, say what was written."""
     texts = read_prompts(options)
-    if options.batch_size < 1:
-        raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
+    check(options, texts)
     if options.stream or options.pcm or options.long:
-        if options.transcribe != "none":
-            raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
         from orpheus.speak.live import speak_aloud
 
         return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,
@@ -95,3 +93,16 @@ def main(options: SpeakOptions) -> None:
             print(f"    guard: {note}")
         if recogniser:
             print(f"    recognised by {recogniser.name}: {recogniser.transcribe(speech.samples)}")
+
+
+def check(options: SpeakOptions, texts: Sequence[str]) -> None:
+    """What can't work is said now, before PyTorch is loaded."""
+    if options.batch_size < 1:
+        raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
+    if options.transcribe != "none" and (options.stream or options.pcm or options.long):
+        raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
+    from orpheus.speak.inference import check_speaking
+
+    if not options.pcm:
+        check_folder(options.out, "--out")
+    check_speaking(options.model, texts, options.voice)

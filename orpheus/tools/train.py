@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from orpheus.cli import EXIT_INTERRUPTED, from_keywords
 from orpheus.config import SftOptions, as_dict, filled, resumable
-from orpheus.errors import UserError
+from orpheus.errors import UserError, check_folder
 from orpheus.processes import environment_alone, is_main, rank, wait_for_all, world_size
 
 if TYPE_CHECKING:
@@ -76,19 +76,35 @@ def make(options: SftOptions) -> TrainSummary:
 
 def settle(options: SftOptions) -> SftOptions:
     """The options with every one that was left open filled in from its preset; what can't work is said now."""
-    from orpheus.model.adapter import check_lora
     from orpheus.model.base import has_gpu
 
+    check(options)
     options = filled(options, has_gpu())
-    check_lora(options.lora)
     if is_main():
         print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
               f"data {options.corpus.dataset}")  # fmt: skip
+    return options
+
+
+def check(options: SftOptions) -> None:
+    """What can't work is said now, by the small files alone: before PyTorch is loaded, let alone hours of training."""
+    from orpheus.codec.snac import find_local
+    from orpheus.data.early import check_source
+    from orpheus.model.adapter import check_lora
+    from orpheus.model.hub import local_folder
+
+    check_lora(options.lora)
+    check_source(options.corpus)
+    if options.model.base:
+        local_folder(options.model.base, "base model")
+    if options.model.codec:
+        find_local(options.model.codec)
+    check_folder(options.output_dir, "--output-dir")
+    check_folder(options.samples_dir, "--samples-dir")
     if options.train.push_to_hub:
         from orpheus.model.upload import check_upload
 
-        check_upload(options.train.hub_repo_id)  # now, not after hours of training
-    return options
+        check_upload(options.train.hub_repo_id)
 
 
 def finished(options: SftOptions) -> TrainSummary | None:

@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
+from orpheus.config import VoiceOptions
 from orpheus.errors import MissingPackage, UserError
 from orpheus.serve.command import Lines, ServeOptions, bind, main
 from tests.support.speakers import until
@@ -191,7 +192,7 @@ def test_two_servers_can_t_share_a_port():
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingPackage, match="the server needs the package 'uvicorn'.*pip install fastapi uvicorn"):
-        main(ServeOptions(port=0))
+        main(ServeOptions(port=0, model=VoiceOptions(adapter=None, preset="tiny")))
 
 
 @pytest.mark.parametrize("wrong", [{"port": -1}, {"port": 70_000}])

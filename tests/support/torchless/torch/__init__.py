@@ -1,0 +1,3 @@
+"""Stands before the real one on the path: whoever loads PyTorch fails."""
+
+raise AssertionError("PyTorch was loaded before the mistake was told")
