@@ -272,7 +272,7 @@ def desk(notebook):
 def test_commands_run(command, desk, monkeypatch, capfd):
     program, arguments = command
     options = parse(*options_of(program, arguments))
-    if program == "orpheus_sft_unsloth.py":  # one step, and no second process that speaks
+    if program in ("orpheus_sft_unsloth.py", "orpheus train"):  # one step, and no second process that speaks
         options = dataclasses.replace(options, speak_samples=False, overwrite=True,
                                       train=dataclasses.replace(options.train, max_steps=1))  # fmt: skip
     if program == "orpheus evaluate":  # tests/evaluate listens
@@ -282,5 +282,5 @@ def test_commands_run(command, desk, monkeypatch, capfd):
     module.main(options)
     said = capfd.readouterr()
     assert said.out or said.err
-    if program == "inference.py":
+    if program in ("inference.py", "orpheus speak"):
         assert "--pcm" in arguments or list(desk.rglob("output_0.wav"))
