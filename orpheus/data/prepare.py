@@ -1,7 +1,7 @@
 """Check and encode a data set before you train on it, without loading the model.
 
-    python -m orpheus prepare --dataset my_recordings
-    python -m orpheus prepare --preset tiny
+    orpheus prepare --dataset my_recordings
+    orpheus prepare --preset tiny
     accelerate launch --num_processes 8 -m orpheus prepare --dataset my_recordings    # each GPU encodes a part
 
 It prints what training would print of the recordings, writes which were left out and which are worth a look into a

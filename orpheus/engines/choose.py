@@ -228,7 +228,7 @@ def gguf_file(wish: Wish) -> Path:
     if not is_gguf(wish.base):
         raise UserError(
             f"the engine llamacpp speaks with a {GGUF_SUFFIX} file, not with {wish.base or wish.adapter}: write one by "
-            "`python -m orpheus export --to gguf`, and name it with --base"
+            "`orpheus export --to gguf`, and name it with --base"
         )
     if wish.adapter is not None:
         raise UserError(
@@ -239,7 +239,7 @@ def gguf_file(wish: Wish) -> Path:
         raise UserError(f"{wish.base} can't be loaded in 4 bit: export it anew with --type Q4_K_M")
     path = Path(os.path.expanduser(str(wish.base)))
     if not path.is_file():
-        raise UserError(f"there is no file {path}: write one by `python -m orpheus export --to gguf --out {path}`")
+        raise UserError(f"there is no file {path}: write one by `orpheus export --to gguf --out {path}`")
     return path
 
 

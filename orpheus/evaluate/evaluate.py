@@ -1,8 +1,8 @@
 """Measure a voice on recordings that it was not trained on.
 
-    python -m orpheus evaluate --preset tiny                            # the embedded base on the embedded test clips
-    python -m orpheus evaluate --adapter lora_model --corpus held_out   # your adapter on your own recordings
-    python -m orpheus evaluate --preset tiny --json > figures.json
+    orpheus evaluate --preset tiny                                      # the embedded base on the embedded test clips
+    orpheus evaluate --adapter lora_model --corpus held_out             # your adapter on your own recordings
+    orpheus evaluate --preset tiny --json > figures.json
 
 Each clip is heard three times: as it was recorded, after the codec alone, and as the model speaks its text. The
 recording shows what recogniser and detector can do at best, the codec what the model can reach at best.

@@ -1,9 +1,9 @@
 """Write a trained voice as one model that other programs and other engines can run.
 
-    python -m orpheus export --adapter lora_model --to merged --out merged_model
-    python -m orpheus export --adapter lora_model --to merged --dtype 4bit --out small_model
-    python -m orpheus export --adapter lora_model --to gguf --type Q4_K_M --out voice.gguf
-    python -m orpheus export --preset tiny --to gguf --type Q8_0 --out tiny.gguf      # the base model alone
+    orpheus export --adapter lora_model --to merged --out merged_model
+    orpheus export --adapter lora_model --to merged --dtype 4bit --out small_model
+    orpheus export --adapter lora_model --to gguf --type Q4_K_M --out voice.gguf
+    orpheus export --preset tiny --to gguf --type Q8_0 --out tiny.gguf                # the base model alone
 
 The adapter is folded into the unquantised base. What was written is then checked against base and adapter; only an
 export that passes takes its name.

@@ -24,9 +24,9 @@ FOLDER = "benchmarks"
 
 
 def usage() -> str:
-    """What `python -m orpheus bench --help` prints."""
+    """What `orpheus bench --help` prints."""
     lines = [f"  {name:10}{line}" for name, line in BENCHMARKS.items()]
-    return "\n".join(["usage: python -m orpheus bench NAME [options]", "", *lines])
+    return "\n".join(["usage: orpheus bench NAME [options]", "", *lines])
 
 
 def find(arguments: Sequence[str]) -> tuple[str, ModuleType]:

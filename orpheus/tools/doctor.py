@@ -1,6 +1,6 @@
 """What this machine has and what is missing, on one screen. Exit code 0 if training on the embedded preset can work.
 
-python -m orpheus doctor
+orpheus doctor
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(options: DoctorOptions) -> None:
     print("\n".join(map(str, lines)))
     missing = [line.name for line in lines if line.state == "missing"]
     print(f"\nthe embedded preset can't be trained here without {', '.join(missing)}" if missing
-          else "\nthe embedded preset can be trained here: make demo")  # fmt: skip
+          else "\nthe embedded preset can be trained here: orpheus train --preset tiny")  # fmt: skip
     if missing:
         sys.exit(1)
 

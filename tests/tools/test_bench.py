@@ -1,4 +1,4 @@
-"""`python -m orpheus bench`: it finds its scripts, what they print can be read, and their counts are right."""
+"""`orpheus bench`: it finds its scripts, what they print can be read, and their counts are right."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def last_line(capsys) -> dict:
 def test_bench_lists_its_benchmarks(arguments, capsys):
     main(arguments)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("usage: python -m orpheus bench") and [x.split()[0] for x in lines[2:]] == [
+    assert lines[0].startswith("usage: orpheus bench") and [x.split()[0] for x in lines[2:]] == [
         "prepare", "train", "generate", "stream"]  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_the_page_s_and_the_makefile_s_commands_parse():
     from orpheus.cli import parse
 
     text = DOCS["performance"].text + (ROOT / "Makefile").read_text(encoding="utf-8")
-    found = re.findall(r"python -m orpheus bench (\w+)([^\n#`]*)", text)
+    found = re.findall(r"(?:^|-m )orpheus bench (\w+)([^\n#`]*)", text, re.MULTILINE)
     assert {name for name, _ in found} == set(bench.BENCHMARKS) and "\nmake bench " in text
     for name, options in found:
         if (ROOT / "benchmarks" / f"{name}.py").is_file():

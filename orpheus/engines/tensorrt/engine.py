@@ -82,7 +82,7 @@ def check_merged(folder: Path) -> None:
     if missing or not list(folder.glob("*.safetensors")) or (folder / "adapter_config.json").exists():
         raise UserError(
             f"'{folder}' is no merged model (config.json, tokenizer.json, *.safetensors): make one with "
-            "python -m orpheus export --to merged"
+            "orpheus export --to merged"
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("architectures") != ["LlamaForCausalLM"] or "quantization_config" in config:

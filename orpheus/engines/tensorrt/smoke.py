@@ -35,7 +35,7 @@ class SmokeOptions:
     voice: str | None = None
     """Whose voice; None for a model with one speaker."""
     model: Path = Path("exported/merged")
-    """Folder of the merged model (python -m orpheus export --to merged)."""
+    """Folder of the merged model (orpheus export --to merged)."""
     backend: Literal["pytorch", "tensorrt"] = "pytorch"
     """tensorrt builds an engine first; TensorRT-LLM has it up to 1.2."""
     out: Path = Path("generated_audio/trtllm.wav")

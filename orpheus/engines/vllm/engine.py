@@ -145,6 +145,6 @@ def lora_rank(adapter: Path) -> int:
         if rank <= possible:
             return possible
     raise UserError(
-        f"the adapter has rank {rank} and vLLM takes up to {LORA_RANKS[-1]}: merge it first (python -m orpheus export "
+        f"the adapter has rank {rank} and vLLM takes up to {LORA_RANKS[-1]}: merge it first (orpheus export "
         "--to merged) and give the merged folder as the model"
     )
