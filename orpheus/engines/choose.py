@@ -196,6 +196,7 @@ def open_torch(wish: Wish) -> Opened:
         "base": loaded.base,
         "revision": loaded.revision,
         "adapter": str(folder) if folder else None,
+        "adapted_modules": loaded.adapted_modules,
         "in_4bit": loaded.in_4bit,
         "device": str(loaded.device),
     }

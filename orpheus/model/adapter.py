@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 from orpheus.config import LoraOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.model.base import LoadedModel, same_weights
+from orpheus.model.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_lora_file, lora_config
 from orpheus.model.provenance import Provenance
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TIED = ("lm_head", "embed_tokens")
 
 
@@ -105,7 +105,7 @@ def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
             f"{made.layout.audio_start}) than '{loaded.base}' has ({loaded.layout.audio_start}): "
             f"use its own base, {made.base}"
         )
-    _check_shapes(loaded, folder)
+    modules = check_lora_file(folder, loaded.model, loaded.base)
     if made and made.base_fingerprint and not same_weights(made.base_fingerprint, loaded.fingerprint):
         raise UserError(
             f"the adapter in '{folder}' was trained on {made.base}, and '{loaded.base}' has other weights: "
@@ -113,41 +113,21 @@ def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
         )
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
-    return replace(loaded, model=model.eval())
-
-
-def _check_shapes(loaded: LoadedModel, folder: Path) -> None:
-    """Every adapter matrix must find a layer of its shape: peft itself ignores layers that are missing."""
-    config, shapes = read_shapes(folder)
-    rank, alone = config["r"], not config.get("rank_pattern")
-    layers = dict(loaded.model.named_modules())
-    for name, shape in shapes.items():
-        path, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
-        layer = layers.get(path)
-        if alone and rank != shape[0 if side.startswith("A") else 1]:
-            raise UserError(
-                f"the adapter in '{folder}' is damaged: {name} is {tuple(shape)}, its {ADAPTER_CONFIG} says r = {rank}"
-            )
-        size = getattr(layer, "in_features" if side.startswith("A") else "out_features", None)
-        if size is None or size != shape[1 if side.startswith("A") else 0]:
-            raise UserError(
-                f"the adapter in '{folder}' does not fit the base '{loaded.base}': {name} is "
-                f"{tuple(shape)}, the base has {'no such layer' if layer is None else f'{size} features'}; "
-                "use the base it was trained on"
-            )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")  # `merge` unties them
+        model = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
+    return replace(loaded, model=model.eval(), adapted_modules=modules)
 
 
 def read_shapes(folder: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """An adapter's configuration and the shape of each of its matrices, without reading them. UserError: damaged."""
     from safetensors import SafetensorError, safe_open
 
+    config = lora_config(folder)
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        int(config["r"])
         with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as weights:
             return config, {name: weights.get_slice(name).get_shape() for name in list(weights.keys())}
-    except (SafetensorError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"the adapter in '{folder}' is damaged ({error}): restore it, or train again") from error
 
 
@@ -183,4 +163,21 @@ def merge(loaded: LoadedModel) -> LoadedModel:
         raise UserError("a 4-bit base can't take the adapter without loss: load the base in 16 bit to merge")
     if not hasattr(loaded.model, "merge_and_unload"):
         return loaded
-    return replace(loaded, model=loaded.model.merge_and_unload(safe_merge=True).eval())
+    _untie(loaded.model.get_base_model())
+    model = loaded.model.merge_and_unload(safe_merge=True).eval()
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False  # the adapter changed one of the two, or each in its own way
+    return replace(loaded, model=model)
+
+
+def _untie(model: Any) -> None:
+    """Give the output head a matrix of its own if an adapter sits on it or on the embedding: the sum is for one."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not isinstance(head, LoraLayer) and not isinstance(embedding, LoraLayer):
+        return
+    inner = head.get_base_layer() if isinstance(head, LoraLayer) else head
+    if isinstance(inner, torch.nn.Linear) and inner.weight is embedding.weight:
+        inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)

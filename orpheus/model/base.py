@@ -36,6 +36,7 @@ class LoadedModel:
     revision: str | None
     fingerprint: tuple[float, ...]
     voices: tuple[str, ...]  # what the base was trained on; empty: unknown
+    adapted_modules: int = 0  # how many an adapter changes, attached or merged
 
     @property
     def context_length(self) -> int:

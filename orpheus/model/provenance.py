@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from orpheus.audio.recordings import atomic_path
 from orpheus.config import SamplingOptions
@@ -16,6 +16,8 @@ from orpheus.errors import UserError
 from orpheus.format.tokens import TokenLayout
 
 FILE_NAME = "orpheus.json"
+RESTORE = "restore it, or train again"
+MOST_JSON_BYTES = 2**24
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "huggingface_hub", "bitsandbytes", "unsloth", "snac",
             "llama_cpp_python")  # fmt: skip
 
@@ -26,6 +28,8 @@ class Provenance:
 
     Of an exported model, whose adapter is part of the weights, it is the adapter's own with `merged_from` added.
     """
+
+    __pydantic_config__: ClassVar = {"allow_inf_nan": False}  # for the numbers whose type says float
 
     base: str
     codec: str
@@ -56,20 +60,47 @@ class Provenance:
     def load(cls, folder: Path) -> Provenance | None:
         """Read it from `folder`; None if there is none. UserError if it is damaged."""
         path = folder / FILE_NAME
-        return cls.from_json(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+        return cls.from_data(read_json(path, RESTORE), str(path)) if path.is_file() else None
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Provenance:
         """The opposite of `to_json`. UserError, naming `where` it stood, if it is damaged."""
+        return cls.from_data(parse_json(text, where, RESTORE), where)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any], where: str) -> Provenance:
+        """Of JSON's values: each is checked to be of its type; what is null or not known here is left out."""
+        from pydantic import TypeAdapter, ValidationError
+
         try:
-            data = json.loads(text)
-            known = {f.name for f in dataclasses.fields(cls)}
-            data = {k: v for k, v in data.items() if k in known}
-            for name in ("voices", "base_voices", "base_fingerprint"):
-                data[name] = tuple(data.get(name) or ())
-            return cls(**data | {"layout": TokenLayout(**data["layout"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where} is damaged ({error}): restore it, or train again") from error
+            return TypeAdapter(cls).validate_python({name: value for name, value in data.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"{where} is damaged ({place}: {first['msg']}): {RESTORE}") from error
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file. UserError, one line, for a file that can't be read or holds anything else."""
+    try:
+        if (size := path.stat().st_size) > MOST_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes")
+        return parse_json(path.read_text(encoding="utf-8"), str(path), remedy)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from error
+
+
+def parse_json(text: str, where: str, remedy: str) -> dict[str, Any]:
+    """The object in a JSON text. UserError, naming `where` it stood, for anything else."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged ({error}): {remedy}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is damaged (it holds a {type(data).__name__}, expected an object): {remedy}")
+    return data
 
 
 def own_sampling(folder: Path | None) -> dict[str, float]:

@@ -202,7 +202,7 @@ def test_an_adapter_of_another_base_is_refused(adapter_dir, plain, tmp_path):
     with pytest.raises(UserError, match="was trained on .* has other weights"):
         attach_adapter(other, adapter_dir)
     wider = load_base(str(save_base(tmp_path / "wider", hidden_size=96, head_dim=24)), load_in_4bit=False)
-    with pytest.raises(UserError, match="does not fit the base.*96 features"):
+    with pytest.raises(UserError, match="does not fit the base.*64.*96"):
         attach_adapter(wider, adapter_dir)
     fewer = load_base(str(save_base(tmp_path / "fewer", num_hidden_layers=1)), load_in_4bit=False)
     with pytest.raises(UserError, match="does not fit the base.*no such layer"):
@@ -222,7 +222,7 @@ def test_damaged_adapters_are_refused(adapter_dir, plain, tmp_path):
 
 def test_a_rank_that_does_not_belong_to_the_weights(adapter_dir, plain, tmp_path):
     wrong = edit(adapter_dir, tmp_path / "wrong", "adapter_config.json", lambda d: d.update(r=8))
-    with pytest.raises(UserError, match="is damaged.*says r = 8"):
+    with pytest.raises(UserError, match="does not fit.*promises.*8"):
         attach_adapter(plain, wrong)
     (wrong / "adapter_config.json").write_text("[]")
     with pytest.raises(UserError, match="is damaged"):

@@ -1,0 +1,138 @@
+"""What a model's files hold is checked before anything is built from it: names, sizes, kinds of numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orpheus.errors import UserError
+from orpheus.model.provenance import RESTORE, read_json
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MOST_RANK, MOST_SCALE = 2**16, 2.0**24
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def tensors_of(path: Path, what: str) -> dict[str, Any]:
+    """The tensors of a .safetensors file, floating and finite ones only. UserError, one line, for any other."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{what} is damaged ({error}): {RESTORE}") from error
+    check_numbers(tensors, what)
+    return tensors
+
+
+def check_numbers(tensors: Mapping[str, Any], what: str) -> None:
+    """UserError for the first tensor that is not floating point, or holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{what} is damaged: {name} is {_kind(tensor)}, expected floating point: {RESTORE}")
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{what} is damaged: {name} holds NaN or infinity: {RESTORE}")
+
+
+def _kind(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_lora_file(folder: Path, model: Any, base: str) -> int:
+    """See that an adapter's folder holds just what its adapter_config.json promises for this model.
+
+    Every configured layer has its tensors, and every tensor its layer and shape: peft itself ignores what is missing
+    or named otherwise, and the base would speak alone.
+
+    Args:
+        model: the base, from transformers.
+        base: its name, for the message.
+    Returns:
+        How many modules the adapter changes.
+    Raises:
+        UserError: it does not fit, or is damaged, or is of a kind that can't be used.
+    """
+    what = f"the adapter in '{folder}'"
+    config = lora_config(folder)
+    found = tensors_of(folder / ADAPTER_WEIGHTS, what)
+    wanted, embeddings = expected_shapes(model, config, what)
+    got: Shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    hint = f"use the base it was trained on, or {RESTORE}"
+    for name in got:  # peft may add the embeddings as they were when it was saved
+        if name.endswith((".embed_tokens.weight", ".embed_tokens.base_layer.weight", ".lm_head.weight",
+                          ".lm_head.base_layer.weight")):  # fmt: skip
+            wanted.setdefault(name, embeddings)
+    lacking = [name for name in wanted if name not in got]
+    if lacking:
+        raise UserError(f"{what} has no tensor for {len(lacking)} of the {len(wanted)} that its {ADAPTER_CONFIG} "
+                        f"promises on '{base}' ({lacking[0]}; it has {next(iter(got), 'none')}): {hint}")  # fmt: skip
+    for name, shape in got.items():
+        if wanted.get(name) != shape:
+            there = f"{ADAPTER_CONFIG} promises {wanted[name]}" if name in wanted else "there is no such layer"
+            raise UserError(f"{what} does not fit the base '{base}': {name} is {shape}, {there}: {hint}")
+    if not any(bool(tensor.any()) for name, tensor in found.items() if ".lora_A" not in name):
+        raise UserError(f"{what} does nothing: all that it adds is zero. Train it, or speak with --adapter None")
+    return len({module_of(name) for name in got})
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor of an adapter belongs to."""
+    for mark in (".lora_", ".token_adapter", ".base_layer"):
+        name = name.partition(mark)[0]
+    return name.removesuffix(".weight").removesuffix(".bias")
+
+
+def lora_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder, checked as far as that goes without its base. UserError, one line."""
+    path = folder / ADAPTER_CONFIG
+    config = read_json(path, RESTORE)
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"the adapter in '{folder}' is of peft's kind {kind!r}, expected 'LORA': train it as LoRA")
+    ranks = [config.get("r"), *_values(config, "rank_pattern", path)]
+    if not all(isinstance(r, int) and not isinstance(r, bool) and 1 <= r <= MOST_RANK for r in ranks):
+        raise UserError(
+            f"{path} is damaged: ranks {ranks[:5]}, expected whole numbers from 1 to {MOST_RANK}: {RESTORE}"
+        )
+    scales = [config.get("lora_alpha"), *_values(config, "alpha_pattern", path)]
+    if not all(isinstance(a, (int, float)) and 0 < abs(a) < MOST_SCALE for a in scales):
+        raise UserError(f"{path} is damaged: lora_alpha is {scales[:5]}, expected a number other than 0: {RESTORE}")
+    return config
+
+
+def _values(config: dict[str, Any], name: str, path: Path) -> list[Any]:
+    pattern = config.get(name) or {}
+    if not isinstance(pattern, dict):
+        raise UserError(f"{path} is damaged: {name} is {pattern!r}, expected names with numbers: {RESTORE}")
+    return list(pattern.values())
+
+
+def expected_shapes(model: Any, config: dict[str, Any], what: str) -> tuple[Shapes, tuple[int, ...]]:
+    """What peft would save for this config on this model, and the shape of the embeddings. Nothing is allocated.
+
+    UserError where peft can't make such an adapter for such a model.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    plain = type(model.config).from_dict({**model.config.to_dict(), "quantization_config": None})
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when the adapter is loaded
+            base = AutoModelForCausalLM.from_config(plain)
+            embeddings = tuple(base.get_input_embeddings().weight.shape)
+            like = LoraConfig.from_peft_type(**(config | {"init_lora_weights": True, "inference_mode": True}))
+            wrapped = get_peft_model(base, like, low_cpu_mem_usage=True)
+            state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    except UserError:
+        raise
+    except Exception as error:  # peft's ways to refuse a config are many: ValueError, TypeError, KeyError, re.error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{what} can't be used with this base ({reason}): use the base it was trained on") from error
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}, embeddings
