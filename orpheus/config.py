@@ -238,7 +238,7 @@ class ModelOptions:
     base: str | None = None
     """Base model: hub id or folder. Default: the preset's."""
     codec: str | None = None
-    """SNAC codec: hub id or folder. Default: the preset's."""
+    """SNAC codec: hub id or folder. Default: the base's own."""
     load_in_4bit: bool = True
     """Quantise the base to 4-bit NF4 while training; False loads 16 bit."""
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
@@ -296,7 +296,7 @@ class VoiceOptions:
     base: str | None = None
     """Base model: hub id, folder, or an exported .gguf file. Default: the one the adapter was trained on."""
     codec: str | None = None
-    """SNAC codec: hub id or folder. Default: the one the adapter was trained with."""
+    """SNAC codec: hub id or folder. Default: the one the adapter was trained with, or the base's own."""
     engine: EngineName = "auto"
     """What computes: torch, llamacpp (.gguf files), remote (--server), vllm, or auto: by what base and server are."""
     device: str = "auto"

@@ -24,6 +24,7 @@ from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import TokenLayout
 from orpheus.model.base import check_device, load_tokenizer, pick_device, preset_of
 from orpheus.model.hub import local_folder
+from orpheus.model.pairs import codec_of
 from orpheus.processes import rank, world_size
 
 
@@ -36,7 +37,7 @@ class PrepareOptions:
     base: str | None = None
     """Base model whose tokenizer counts the tokens: hub id or folder. Default: the preset's."""
     codec: str | None = None
-    """SNAC codec: hub id or folder. Default: the preset's."""
+    """SNAC codec: hub id or folder. Default: the base's own."""
     device: str = "auto"
     """Where the codec runs: auto, cpu, cuda or cuda:N."""
     max_seq_length: int = TrainOptions.max_seq_length
@@ -57,7 +58,8 @@ def main(options: PrepareOptions) -> None:
     part = check(options)
     preset = preset_of(options.preset)
     tokenizer = load_tokenizer(options.base or preset.base)
-    codec = SnacCodec.load(options.codec or preset.codec, pick_device(options.device))
+    suited = options.codec or (codec_of(options.base) if options.base else preset.codec)
+    codec = SnacCodec.load(suited, pick_device(options.device))
     chosen = replace(options.corpus, dataset=options.corpus.dataset or preset.dataset)
     renderer = Renderer(tokenizer, TokenLayout.from_tokenizer(tokenizer))
     if part.count > 1:

@@ -30,6 +30,7 @@ from orpheus.model.base import (
     pick_device,
 )
 from orpheus.model.hub import local_folder, portable_name
+from orpheus.model.pairs import base_of, codec_of, known_of
 from orpheus.model.provenance import Provenance, own_sampling
 
 log = logging.getLogger(__name__)
@@ -121,12 +122,6 @@ def is_gguf(base: str | Path | None) -> bool:
     return str(base or "").lower().endswith(GGUF_SUFFIX)
 
 
-def known_of(base: str | None) -> Provenance | None:
-    """What a base that is a folder says of itself (`orpheus.json`); None for hub ids, and where it says nothing."""
-    folder = local_folder(base, "base model") if base else None
-    return Provenance.load(folder) if folder else None
-
-
 @dataclass(frozen=True)
 class Named:
     """What a wish names: a base (hub id or folder), perhaps an adapter's folder, the codec, what is known of them."""
@@ -154,7 +149,7 @@ class Named:
             return Voices(trained, self.made.base_voices, adapted=True)
         own = known_of(self.base)
         base = (own.voices or own.base_voices) if own else BASE_VOICES.get(self.base, ())
-        return Voices(trained, base, self.adapted)
+        return Voices(trained, base, self.adapted, told=not self.adapted or self.made is not None)
 
 
 def named(wish: Wish, engine: str) -> Named:
@@ -163,7 +158,7 @@ def named(wish: Wish, engine: str) -> Named:
         raise UserError(f"the engine {engine} can't read {wish.base}: leave out --engine, or name a hub id or a folder")
     folder = None if wish.adapter is None else adapter_folder(wish.adapter)
     trained = Provenance.load(folder) if folder else None
-    base = wish.base or (trained.base if trained else None)
+    base = wish.base or (base_of(folder) if folder else None)
     own = known_of(base)
     if base and own and own.merged_from and folder and (not trained or trained.base != portable_name(base)):
         raise UserError(
@@ -171,11 +166,10 @@ def named(wish: Wish, engine: str) -> Named:
             "speak with it alone (--adapter None), or name the adapter's own base"
         )
     made = trained if folder else own
-    codec = wish.codec or (made.codec if made else None)
-    if not base or not codec:
-        missing = " and ".join(n for n, v in (("base", base), ("codec", codec)) if not v)
-        where = f"the adapter in '{folder}' has no orpheus.json" if folder else "no adapter is given"
-        raise UserError(f"{where}, so name the {missing}: a hub id or a folder")
+    if not base:
+        where = f"the adapter in '{folder}' does not say which" if folder else "no adapter is given"
+        raise UserError(f"{where}, so name the base: a hub id or a folder")
+    codec = wish.codec or (made.codec if made else codec_of(base))
     return Named(base, folder, codec, made)
 
 

@@ -49,7 +49,7 @@ from orpheus.format.texts import lines_of
 from orpheus.format.tokens import Stop
 from orpheus.model.adapter import adapter_folder
 from orpheus.model.base import preset_of
-from orpheus.model.provenance import Provenance
+from orpheus.model.pairs import base_of
 from orpheus.speak.inference import NoSpeech, OrpheusInference, check_speaking, load_voice
 from orpheus.speak.speech import Speech
 
@@ -153,8 +153,7 @@ def main(options: EvaluateOptions) -> None:
 
 def default_corpus(model: VoiceOptions) -> str:
     """The embedded test clips for the embedded base; UserError for any other."""
-    made = Provenance.load(adapter_folder(model.adapter)) if model.adapter else None
-    base = model.base or (made.base if made else None)
+    base = model.base or (base_of(adapter_folder(model.adapter)) if model.adapter else None)
     if not base and model.adapter is None:
         base = preset_of(model.preset).base
     if base == PRESETS["tiny"].base:

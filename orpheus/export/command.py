@@ -26,7 +26,6 @@ import numpy as np
 
 from orpheus.codec.snac import find_local
 from orpheus.config import PresetName, check_ranges
-from orpheus.engines.choose import known_of
 from orpheus.engines.llamacpp.model import core_count, llama_cpp
 from orpheus.engines.tensorrt.engine import write_tensorrt_llm
 from orpheus.errors import UserError, check_folder, disk_errors
@@ -36,6 +35,7 @@ from orpheus.export.merged import Source, check_prompts, checked, export_merged,
 from orpheus.model.adapter import adapter_folder, read_shapes
 from orpheus.model.base import check_device, preset_of
 from orpheus.model.hub import local_folder
+from orpheus.model.pairs import base_of, codec_of, known_of
 from orpheus.model.provenance import Provenance, write_json
 
 log = logging.getLogger(__name__)
@@ -119,19 +119,15 @@ def find_source(options: ExportOptions) -> Source:
     folder = adapter_folder(options.adapter) if options.adapter else None
     base, codec, made = options.base, options.codec, Provenance.load(folder) if folder else None
     if folder:
-        base = base or (made.base if made else None)
+        base = base or base_of(folder)
     elif base is None:
         if options.preset == "auto":
             raise UserError("name what to export: --adapter lora_model, or a base alone with --base or --preset")
-        preset = preset_of(options.preset)
-        base, codec = preset.base, codec or preset.codec
+        base = preset_of(options.preset).base
+    if not base:
+        raise UserError(f"the adapter in '{folder}' does not say which base it belongs to: name it with --base")
     made = made or known_of(base)
-    codec = codec or (made.codec if made else None)
-    if not base or not codec:
-        missing = " and ".join(n for n, v in (("--base", base), ("--codec", codec)) if not v)
-        raise UserError(
-            f"'{options.adapter or base}' has no orpheus.json that tells its base and codec: give {missing}"
-        )
+    codec = codec or (made.codec if made else codec_of(base))
     return Source(base, folder, codec, made, options.device)
 
 

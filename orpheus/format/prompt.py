@@ -220,6 +220,7 @@ class Voices:
     trained: tuple[str, ...]
     base: tuple[str, ...]
     adapted: bool  # an adapter is at work
+    told: bool = True  # the adapter says what it was trained on
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -230,8 +231,9 @@ class Voices:
         """Who speaks a text, and the checked text without its 'voice: '. UserError: bad text or voice, or no choice."""
         named, rest = split_voice(check_text(text), self.known)
         chosen = named or (self.default() if voice is None else voice)
-        # A base whose own voices are not known may well know more than the adapter was trained on.
-        return check_voice(chosen, self.known if self.base else ()), rest
+        # A base whose own voices are not known may well know more than the adapter was trained on; so may an adapter
+        # that does not say what it was trained on.
+        return check_voice(chosen, self.known if self.base and self.told else ()), rest
 
     def default(self) -> str | None:
         """The one voice the adapter was trained on; None (plain text) for a single speaker without a name."""

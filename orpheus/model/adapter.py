@@ -11,7 +11,8 @@ from orpheus.config import LoraOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.model.base import LoadedModel, same_weights
 from orpheus.model.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_lora_file, lora_config
-from orpheus.model.provenance import Provenance
+from orpheus.model.hub import fetch, looks_like_path
+from orpheus.model.provenance import FILE_NAME, Provenance
 
 TIED = ("lm_head", "embed_tokens")
 
@@ -85,8 +86,13 @@ def trainable_parameters(model: Any) -> int:
 
 
 def adapter_folder(adapter: str | Path) -> Path:
-    """The folder of an adapter; UserError if there is none (the adapter was not trained yet, or the path is wrong)."""
+    """The folder of an adapter; one on the hub ('owner/name') is fetched into the local cache.
+
+    UserError if there is none (the adapter was not trained yet, or the path is wrong).
+    """
     folder = Path(adapter).expanduser()
+    if not folder.exists() and str(adapter).count("/") == 1 and not looks_like_path(str(adapter)):
+        folder = fetch("adapter", str(adapter), lambda: _download(str(adapter)), "train one")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
@@ -94,6 +100,12 @@ def adapter_folder(adapter: str | Path) -> Path:
                 "`python orpheus_sft_unsloth.py`, or name its folder with --adapter"
             )
     return folder
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, FILE_NAME]))
 
 
 def attach_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:

@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from orpheus.errors import UserError
+from orpheus.model.hub import fetch, local_folder
 from orpheus.model.provenance import RESTORE, read_json
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MOST_RANK, MOST_SCALE = 2**16, 2.0**24
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+def base_config(base: str) -> dict[str, Any]:
+    """The config.json of a base model (hub id or folder). UserError, one line, if it can't be had or is damaged."""
+    folder = local_folder(base, "base model")
+    if folder is None:
+        from huggingface_hub import hf_hub_download
+
+        path = fetch("base model", base, lambda: hf_hub_download(base, "config.json"), "use the embedded one")
+        return read_json(Path(path), "fetch it again")
+    return read_json(folder / "config.json", "use another base, or restore it")
 
 
 def tensors_of(path: Path, what: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from orpheus.config import (
 )
 from orpheus.data.usual import SpeechStatistics
 from orpheus.engines.base import Engine
-from orpheus.engines.choose import Wish, is_gguf, known_of, look_up, open_voice
+from orpheus.engines.choose import Wish, is_gguf, look_up, open_voice
 from orpheus.errors import UserError
 from orpheus.format.pieces import split
 from orpheus.format.prompt import Renderer, Voices, check_text, check_voice, split_voice, tag_warnings, voice_hints
@@ -90,6 +90,7 @@ class OrpheusInference:
         self.trained_voices = made.voices if made and opened.adapted else ()
         self.trained_tags = tuple(made.tags) if made else ()
         self.base_voices = opened.base_voices
+        self._told = not opened.adapted or made is not None
         self.own_sampling = opened.sampling
         self.provenance: dict[str, Any] = {
             "model": {
@@ -300,7 +301,7 @@ class OrpheusInference:
 
     def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
         """Who speaks a text, and the checked text without its 'voice: '."""
-        return Voices(self.trained_voices, self.base_voices, self.has_adapter).choose(text, voice)
+        return Voices(self.trained_voices, self.base_voices, self.has_adapter, self._told).choose(text, voice)
 
     def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
         for warning in [*tag_warnings(texts), *voice_hints(texts, self.voices)]:
@@ -367,9 +368,9 @@ def wish_of(options: VoiceOptions) -> Wish:
     adapter, base, codec = options.adapter, options.base, options.codec
     if is_gguf(base) and adapter == VoiceOptions.adapter:
         adapter = None  # it speaks for itself
-    elif adapter is None and not is_gguf(base) and not known_of(base):
+    elif adapter is None and base is None:
         preset = preset_of(options.preset)
-        base, codec = base or preset.base, codec or preset.codec
+        base, codec = preset.base, codec or preset.codec
     in_4bit: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
     return Wish(adapter, base, codec, options.engine, options.device, in_4bit[options.load_in_4bit], options.threads,
                 options.gpu_layers, options.server, options.server_model, options.draft)  # fmt: skip

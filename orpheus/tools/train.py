@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,8 +78,12 @@ def make(options: SftOptions) -> TrainSummary:
 def settle(options: SftOptions) -> SftOptions:
     """The options with every one that was left open filled in from its preset; what can't work is said now."""
     from orpheus.model.base import has_gpu
+    from orpheus.model.pairs import codec_of
 
     check(options)
+    model = options.model
+    if model.base and not model.codec:  # a codec follows its base, not the preset of another
+        options = replace(options, model=replace(model, codec=codec_of(model.base)))
     options = filled(options, has_gpu())
     if is_main():
         print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "

@@ -230,7 +230,7 @@ def test_what_can_not_be_exported_is_said_before_any_work(trained, base_dir, cod
     refused("name what to export: --adapter lora_model")
     refused("can't read bitsandbytes' 4 bit", preset="tiny", to="tensorrt-llm", dtype="4bit")
     refused("no adapter in", adapter=str(tmp_path))
-    refused("has no orpheus.json that tells its base and codec: give --codec", base=str(base_dir))
+    refused("is not known: name it with --codec", base=str(base_dir))
     refused(f"{tmp_path} exists already", out=tmp_path, adapter=str(trained))
     refused("float16 can't: use bfloat16", base=str(huge(tmp_path / "huge")), codec=str(codec_dir), dtype="float16")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["huge"]

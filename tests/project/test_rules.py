@@ -186,7 +186,7 @@ def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
     )
     script = ROOT / "orpheus_sft_unsloth.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--backend", "unsloth", "--base", str(base_dir)],
+        [sys.executable, str(script), "--backend", "unsloth", "--base", str(base_dir), "--codec", "none"],
         cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert "LOADED 2048 torch.float32 True" in done.stdout, done.stderr

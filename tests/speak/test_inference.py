@@ -251,9 +251,9 @@ def test_a_torn_off_adapter_names_what_is_missing(tmp_path, adapter_dir, base_di
     plain = tmp_path / "plain"
     shutil.copytree(adapter_dir, plain)
     (plain / "orpheus.json").unlink()
-    with pytest.raises(UserError, match="has no orpheus.json, so name the base and codec"):
+    with pytest.raises(UserError, match="which codec the base .* is not known: name it with --codec"):
         OrpheusInference(plain)
-    with pytest.raises(UserError, match="has no orpheus.json, so name the codec"):
+    with pytest.raises(UserError, match="which codec the base .* is not known: name it with --codec"):
         OrpheusInference(plain, base=str(base_dir))
     with pytest.raises(UserError, match="unknown engine"):
         OrpheusInference(adapter_dir, engine="magic")

@@ -77,7 +77,7 @@ METHODS = {
 HANDED_ON = {
     "transformers.AutoModelForCausalLM.from_pretrained": "transformers.PreTrainedModel.from_pretrained",
     "transformers.AutoTokenizer.from_pretrained": "transformers.PreTrainedTokenizerBase.from_pretrained",
-    "transformers.AutoConfig.from_pretrained": "transformers.PretrainedConfig.from_pretrained",
+    "transformers.AutoConfig.from_pretrained": "transformers.AutoConfig.from_pretrained",
     "transformers.BitsAndBytesConfig": "transformers.BitsAndBytesConfig.__init__",
     "peft.PeftModel.from_pretrained": "peft.PeftModel.from_pretrained",
 }

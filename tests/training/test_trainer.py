@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from orpheus.config import LoraOptions, TrainOptions
 from orpheus.errors import UserError
 from orpheus.format.prompt import IGNORE, Renderer
-from orpheus.model.adapter import add_lora
+from orpheus.model.adapter import adapter_folder, add_lora, attach_adapter
 from orpheus.model.base import load_base
+from orpheus.model.pairs import base_of
 from orpheus.training.batches import Collator, LengthGrouped
 from orpheus.training.checkpoints import stop_on_interrupt
 from orpheus.training.trainer import _make_trainer, losses_by_slot, token_losses, train
@@ -119,6 +120,9 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(lively_base, corpus, tmp_p
     summary = train(adapter(lively_base), corpus, corpus.select([]), OPTIONS, tmp_path, IDENTITY)
     assert summary.interrupted and summary.steps == 4
     assert (tmp_path / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists()
+    saved = adapter_folder(tmp_path / "checkpoints" / "checkpoint-4")  # it can be listened to already
+    base = base_of(saved)
+    assert attach_adapter(load_base(base, load_in_4bit=False), saved).adapted_modules == 14
     monkeypatch.undo()
     with pytest.raises(UserError, match="unfinished training.*checkpoint-4.*--resume"):
         train(adapter(lively_base), corpus, corpus.select([]), OPTIONS, tmp_path, IDENTITY)
