@@ -60,6 +60,25 @@ $(VENV_VLLM)/.ready: requirements-vllm.txt
 	$(VENV_VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec  # broken beside a CPU torch
 	touch $@
 
+# Unsloth's own code, with a stand-in for the GPU: an environment of its own (3.5 GB), not part of .ci/run. Torch first, and
+# Unsloth without what it asks for: torchvision and xformers want CUDA builds.
+VENV_UNSLOTH := .venv-unsloth
+UNSLOTH := unsloth unsloth_zoo triton==3.9.0 torchao==0.18.0 cut_cross_entropy==25.1.1
+
+.PHONY: test-unsloth
+
+test-unsloth: $(VENV_UNSLOTH)/.ready  ## train through Unsloth's own code, the GPU replaced (5 minutes)
+	$(VENV_UNSLOTH)/bin/python -m pytest -m unsloth -s tests/model/test_unsloth.py
+
+$(VENV_UNSLOTH)/.ready: requirements.txt requirements-unsloth.txt constraints.txt
+	test -x $(VENV_UNSLOTH)/bin/python || $(PYTHON) -m venv $(VENV_UNSLOTH)
+	$(VENV_UNSLOTH)/bin/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	grep -vE '^(unsloth|unsloth_zoo|torch|torchaudio)\b' requirements.txt > $(VENV_UNSLOTH)/without.txt
+	$(VENV_UNSLOTH)/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV_UNSLOTH)/without.txt \
+	    -r requirements-unsloth.txt -c constraints.txt
+	$(VENV_UNSLOTH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(UNSLOTH) -c constraints.txt
+	touch $@
+
 bench: $(VENV)/.ready  ## measure what a CPU can do: preparing, streaming, training, generating (a few minutes)
 	$(BIN)/python -m orpheus bench prepare --size mid --device cpu
 	$(BIN)/python -m orpheus bench stream --size mid --device cpu

@@ -56,6 +56,7 @@ STEPS = (
     Step("encode", ("models",)),
     Step("train_unsloth_4bit", ("models",), gpu=True, unsloth=True),
     Step("t4_unsloth", ("models",), gpu=True, unsloth=True),
+    Step("t4_unsloth_1700", ("models",), gpu=True, unsloth=True),
     Step("generate_unsloth", ("train_unsloth_4bit",), gpu=True, unsloth=True),
     Step("speak_unsloth", ("train_unsloth_4bit",), gpu=True, unsloth=True),
     Step("train_unsloth_16bit", ("models",), gpu=True, unsloth=True),

@@ -69,7 +69,14 @@ def encode(settings: Settings) -> dict[str, Any]:
 
 
 def train_lora(
-    settings: Settings, name: str, *, backend: str, in_4bit: bool, half: bool = False, limit_bytes: int = 0
+    settings: Settings,
+    name: str,
+    *,
+    backend: str,
+    in_4bit: bool,
+    half: bool = False,
+    limit_bytes: int = 0,
+    longest: int = MAX_SEQ_LENGTH,
 ) -> dict[str, Any]:
     """Load, add LoRA, train some steps, save. `half`: what a T4 does, fp16 and the longest clips, in a T4's memory."""
     import torch
@@ -94,7 +101,7 @@ def train_lora(
     model = add_lora(base, lora, alpha=alpha, seed=options.train.seed,
                      gradient_checkpointing=bool(options.train.gradient_checkpointing))  # fmt: skip
     renderer = Renderer(base.tokenizer, base.layout)
-    longest = min(MAX_SEQ_LENGTH, base.context_length)
+    longest = min(longest, base.context_length)
     rows, accumulation = settings.batch
     seconds = smoke_data.durations(settings.train_steps * rows * accumulation, settings.clip_s)
     data = smoke_data.sequences(renderer, seconds, most=longest, fill=half)
@@ -267,6 +274,10 @@ FUNCTIONS: dict[str, Function] = {
     "train_peft_4bit": partial(train_lora, backend="transformers", in_4bit=True),
     "train_peft_16bit": partial(train_lora, backend="transformers", in_4bit=False),
     "t4_unsloth": partial(train_lora, backend="unsloth", in_4bit=True, half=True, limit_bytes=T4_TRAINING_BYTES),
+    # Unsloth's loss, by its own choice, takes most memory here and not at the full length.
+    "t4_unsloth_1700": partial(
+        train_lora, backend="unsloth", in_4bit=True, half=True, limit_bytes=T4_TRAINING_BYTES, longest=1700
+    ),
     "t4_peft": partial(train_lora, backend="transformers", in_4bit=True, half=True),
     "speak_peft": partial(speak, adapter="train_peft_4bit"),
     "speak_unsloth": partial(speak, adapter="train_unsloth_4bit"),

@@ -16,6 +16,7 @@ from orpheus.errors import MissingPackage, UserError
 from orpheus.format.tokens import TokenLayout
 from orpheus.model.hub import fetch, local_folder, portable_name
 from orpheus.model.provenance import Provenance
+from orpheus.model.with_unsloth import check_context, load_with_unsloth
 from orpheus.processes import local_device, world_size
 
 FOUR_BIT_BELOW_BYTES = 12 * 2**30  # bf16 weights (6.6 GB), KV cache and codec want about this much
@@ -146,7 +147,7 @@ def load_base(
     load_in_4bit: bool = True,
     backend: str = "auto",
     device: str = "auto",
-    max_seq_length: int = 2048,
+    max_seq_length: int | None = None,
     dtype: Any = None,
 ) -> LoadedModel:
     """Load a base model (hub id or folder) and its tokenizer.
@@ -156,10 +157,12 @@ def load_base(
         load_in_4bit: quantise the linear layers to NF4 with double quantisation (bitsandbytes).
         backend: "unsloth", "transformers", or "auto": Unsloth with a CUDA GPU, but transformers where several
             processes share the work (`accelerate launch`).
+        max_seq_length: tokens of the longest clip that will be trained on; None: the base's own matter.
         dtype: torch dtype of the weights (and of the arithmetic in 4 bit); None chooses for the device, and on a
             CPU for the size: float32, but bfloat16 from a billion parameters on.
     Raises:
-        UserError: the base can't be had, is no Llama-like causal model, or does not fit its tokenizer.
+        UserError: the base can't be had, is no Llama-like causal model, does not fit its tokenizer or the length, or
+            could not be loaded in 4 bit.
     """
     device = pick_device(device)
     # On CPU bitsandbytes (which peft imports too) warns of an optional kernel package; the user need not do anything.
@@ -177,9 +180,16 @@ def load_base(
         large = backend != "unsloth" and device == "cpu" and _parameters(source) >= LARGE_ON_CPU
         dtype = compute_dtype(device, large)
     if backend == "unsloth":
-        model, tokenizer = _load_unsloth(source, load_in_4bit, dtype, max_seq_length)
+        model, tokenizer = load_with_unsloth(source, load_in_4bit, dtype, max_seq_length)
     else:
         model, tokenizer = _load_transformers(source, load_in_4bit, dtype, device)
+        check_context(base, int(model.config.max_position_embeddings), max_seq_length)
+    in_4bit = has_4bit_layers(model)
+    if load_in_4bit and not in_4bit:  # Unsloth only prints that it does without
+        raise UserError(
+            f"the base model '{base}' was to be loaded in 4 bit, but none of its layers is: bitsandbytes can't be used "
+            "on this machine (python -m bitsandbytes says why). Repair it, or train with --no-load-in-4bit"
+        )
     layout = TokenLayout.from_tokenizer(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < layout.audio_end:
@@ -194,7 +204,7 @@ def load_base(
         layout=layout,
         base=portable_name(base),
         backend="unsloth" if backend == "unsloth" else "transformers",
-        in_4bit=bool(getattr(model, "is_loaded_in_4bit", load_in_4bit)),
+        in_4bit=in_4bit,
         dtype=dtype,
         revision=getattr(model.config, "_commit_hash", None),
         fingerprint=fingerprint(model, layout),
@@ -245,11 +255,20 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
         return model, tokenizer
 
     model, tokenizer = _fetch_base(base, load)
-    if getattr(model, "is_loaded_in_4bit", False):  # by our wish, or as it is stored
+    if has_4bit_layers(model):  # by our wish, or as it is stored
         _compute_in(model, dtype)
         if device == "cpu":
             _keep_differentiable(model)
     return model, tokenizer
+
+
+def has_4bit_layers(model: Any) -> bool:
+    """Whether linear layers are in 4 bit, whatever the model or the one who loaded it says."""
+    try:
+        from bitsandbytes.nn import Linear4bit
+    except ImportError:
+        return False
+    return any(isinstance(layer, Linear4bit) for layer in model.modules())
 
 
 def _compute_in(model: Any, dtype: Any) -> None:
@@ -336,29 +355,6 @@ def four_bit_copy(loaded: LoadedModel) -> LoadedModel:
 def _packable(layer: Any) -> bool:
     """Whether the kernel takes a layer of this shape: rows in blocks of 32, columns in whole quantisation blocks."""
     return not layer.training and layer.out_features % 32 == 0 and layer.in_features % layer.weight.blocksize == 0
-
-
-def _load_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int) -> tuple[Any, Any]:
-    try:
-        # Before transformers and peft: Unsloth replaces parts of them as it is imported.
-        from unsloth import FastLanguageModel
-    except ImportError as error:
-        raise MissingPackage("unsloth", "training on a GPU", "pip install -r requirements.txt") from error
-    except NotImplementedError as error:  # Unsloth's own way to say that it sees no GPU
-        raise UserError("Unsloth needs a CUDA GPU and sees none: use --backend transformers") from error
-
-    def load() -> tuple[Any, Any]:
-        return FastLanguageModel.from_pretrained(
-            model_name=base,
-            max_seq_length=max_seq_length,
-            dtype=dtype,
-            load_in_4bit=in_4bit,
-            trust_remote_code=False,
-            # Else Unsloth loads another, pre-quantised repository than the provenance names and speaking will need.
-            use_exact_model_name=True,
-        )
-
-    return _fetch_base(base, load)
 
 
 def _need_bitsandbytes() -> None:

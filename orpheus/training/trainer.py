@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orpheus.config import TrainOptions
+from orpheus.config import HUB_BASE, TrainOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.format.prompt import IGNORE
 from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
@@ -119,6 +119,7 @@ def train(
     """
     if len(train_set) == 0:
         raise UserError("there is no clip to train on")
+    _check_rows(loaded, train_set)
     if options.packing and loaded.backend == "unsloth":
         raise UserError(
             "packing is for the transformers back end, and Unsloth is in use: leave out --packing, "
@@ -142,6 +143,22 @@ def train(
             trainer.evaluate()
     tokens = int(trainer.state.num_input_tokens_seen) - progress.tokens_before
     return _summarise(loaded, trainer, interrupted, time.perf_counter() - started, tokens)
+
+
+def _check_rows(loaded: LoadedModel, train_set: Dataset) -> None:
+    """UserError for ids whose embedding is all zero: the base never learnt them, and LoRA can't teach them."""
+    import torch
+
+    rows = loaded.model.get_input_embeddings().weight
+    used = torch.tensor(sorted({i for ids in train_set["input_ids"] for i in ids}), device=rows.device)
+    unknown = used[rows.detach()[used].abs().amax(dim=1) == 0].tolist()
+    if unknown:
+        names = ", ".join(map(str, loaded.tokenizer.convert_ids_to_tokens(unknown[:3])))
+        raise UserError(
+            f"the base model '{loaded.base}' does not know {len(unknown)} of the tokens to be trained on ({names}"
+            f"{', …' if len(unknown) > 3 else ''}): their embeddings are all zero. Use a base that speaks SNAC codes, "
+            f"such as {HUB_BASE}"
+        )
 
 
 # ---- the trainer ----
@@ -179,7 +196,8 @@ def _make_trainer(
     arguments: dict[str, Any] = dict(
         output_dir=str(folder / CHECKPOINT_FOLDER),
         per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
+        # Unsloth's validation builds the logits of whole rows: 8 of 2,048 tokens take 15 GB.
+        per_device_eval_batch_size=1 if loaded.backend == "unsloth" else options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation,
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,

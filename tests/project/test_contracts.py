@@ -24,7 +24,7 @@ from tests.support.contracts import (
     UNSLOTH_CALLS,
     UNSLOTH_SIGNATURES,
     UNSLOTH_SOURCE_SAYS,
-    UNSLOTH_VERSION,
+    UNSLOTH_VERSIONS,
     function_in,
     parameters,
     recorded,
@@ -153,8 +153,7 @@ def test_recorded_signatures_are_unsloth_s(source, call):
     file, name = call
     actual = parameters(function_in((source / file).read_text(encoding="utf-8"), name))
     written = recorded(call)
-    if unsloth_versions(source).get("unsloth") == UNSLOTH_VERSION:
-        assert list(actual) == list(written)
+    assert list(actual) == list(written)
     for parameter, default in written.items():
         if parameter in actual and default not in (None, "None"):
             assert actual[parameter] == default, f"{name}: {parameter} was {default}, is {actual[parameter]}"
@@ -165,6 +164,14 @@ def test_recorded_signatures_are_unsloth_s(source, call):
 @pytest.mark.parametrize("file, text", UNSLOTH_SOURCE_SAYS)
 def test_unsloth_still_does_what_the_code_counts_on(source, file, text):
     assert text in (source / file).read_text(encoding="utf-8"), f"{file} no longer has {text}"
+
+
+def test_exactly_one_pair_of_versions_is_asked_for_and_read(source):
+    """Others load other things without a word; and the pair was read, recorded and run together."""
+    exact, listed = pins("constraints.txt"), {normal(r.name): str(r.specifier) for r in ranges("requirements.txt")}
+    for name, version in UNSLOTH_VERSIONS.items():
+        assert (exact[name], listed[name]) == (version, f"=={version}")
+    assert unsloth_versions(source) == UNSLOTH_VERSIONS
 
 
 def test_unsloth_s_demands_meet_the_requirements(source):
@@ -225,10 +232,13 @@ class FastLanguageModel:
     def from_pretrained({from_pretrained}):
         assert not kwargs and not args, (args, kwargs)
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+        assert not trust_remote_code
         assert use_exact_model_name and isinstance(max_seq_length, int) and isinstance(dtype, torch.dtype)
         print("LOADED", max_seq_length, dtype, load_in_4bit)
-        return AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype), AutoTokenizer.from_pretrained(model_name)
+        small = dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True)) if load_in_4bit else {{}}
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, **small)
+        return model, AutoTokenizer.from_pretrained(model_name)
 
     @staticmethod
     def get_peft_model({get_peft_model}):
@@ -244,12 +254,14 @@ DRIVE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+from orpheus.model import with_unsloth
 from orpheus.model.adapter import add_lora, save_adapter
 from orpheus.config import LoraOptions, SftOptions, filled
 from orpheus.model.base import load_base
 from orpheus.model.provenance import Provenance
 from orpheus.training.trainer import train
 
+with_unsloth.need_gpu = lambda: None
 loaded = load_base(sys.argv[1], backend="unsloth", load_in_4bit=True, max_seq_length=512)
 assert loaded.backend == "unsloth"
 loaded = add_lora(loaded, LoraOptions(r=4), alpha=8, gradient_checkpointing=True, seed=7)

@@ -184,10 +184,12 @@ def test_unsloth_is_imported_before_transformers(tmp_path, base_dir):
         "        print('LOADED', max_seq_length, dtype, load_in_4bit)\n"
         "        raise ValueError('stand-in: no weights')\n"
     )
+    code = ("import runpy, sys; from orpheus.model import with_unsloth; with_unsloth.need_gpu = lambda: None\n"
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
     script = ROOT / "orpheus_sft_unsloth.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--backend", "unsloth", "--base", str(base_dir), "--codec", "none"],
-        cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        [sys.executable, "-c", code, str(script), "--backend", "unsloth", "--base", str(base_dir), "--codec", "none"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, capture_output=True, text=True,
     )  # fmt: skip
     assert "LOADED 2048 torch.float32 True" in done.stdout, done.stderr
     assert done.returncode == 2 and "stand-in: no weights" in done.stderr

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-UNSLOTH_VERSION, UNSLOTH_ZOO_VERSION = "2026.10.7", "2026.10.9"
+UNSLOTH_VERSIONS = {"unsloth": "2026.10.7", "unsloth_zoo": "2026.10.7"}
 
 UNSLOTH_SIGNATURES = {
     ("unsloth/models/loader.py", "FastLanguageModel.from_pretrained"): (
@@ -39,13 +39,18 @@ UNSLOTH_CALLS = {
 """What the project calls, and whose signature that is (FastLanguageModel wraps its parent's)."""
 
 UNSLOTH_SOURCE_SAYS = (
-    # model.py turns this into 'use --backend transformers'
-    ("unsloth/device_type.py", "raise NotImplementedError("),
-    # model.py imports it first for this reason
+    # with_unsloth.py imports it first for this reason
     ("unsloth/_gpu_init.py", "Unsloth should be imported before"),
     # train.py's loss per slot needs the logits of a validation, and training must not keep them
     ("unsloth/models/rl.py", 'os.environ["UNSLOTH_RETURN_LOGITS"] = "1"'),
     ("unsloth/models/rl.py", 'os.environ["UNSLOTH_RETURN_LOGITS"] = _old_return_logits'),
+    # with_unsloth.py sets these
+    ("unsloth_zoo/fused_losses/cross_entropy_loss.py", 'os.environ.get("UNSLOTH_CE_LOSS_TARGET_GB"'),
+    ("unsloth_zoo/compiler.py", 'os.environ.get("UNSLOTH_COMPILE_LOCATION"'),
+    # base.py then finds no 4-bit layer, and refuses
+    ("unsloth/models/loader.py", "disabling 4bit/8bit"),
+    # trainer.py says so before, in one line
+    ("unsloth_zoo/tokenizer_utils.py", "def fix_untrained_tokens("),
     # batches.py's collator must switch Unsloth's own packing off
     ("unsloth/trainer.py", "(data_collator is not None)"),
     # adapter.py asks for it by this name

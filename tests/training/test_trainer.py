@@ -263,6 +263,22 @@ def test_nothing_to_train_on_and_packing_with_unsloth(lively_base, corpus, tmp_p
         train(as_unsloth, corpus, corpus, replace(OPTIONS, packing=True), tmp_path, IDENTITY)
 
 
+def test_ids_that_the_base_never_learnt_are_named(lively_base, corpus, tmp_path, layout):
+    """Unsloth ends in a ValueError there, transformers trains what can't be learnt."""
+    loaded = adapter(lively_base)
+    rows, used = loaded.model.get_input_embeddings().weight, corpus[0]["input_ids"][-3]
+    kept = rows.detach()[used].clone()
+    with torch.no_grad():
+        rows[used] = 0
+        rows[layout.audio_end - 1] = 0 if layout.audio_end - 1 not in corpus[0]["input_ids"] else kept  # in no clip
+    try:
+        with pytest.raises(UserError, match=r"does not know 1 of the tokens.*<custom_token_\d+>.*all zero"):
+            train(loaded, corpus.select([0]), corpus, OPTIONS, tmp_path, IDENTITY)
+    finally:
+        with torch.no_grad():
+            rows[used] = kept
+
+
 def test_a_full_disk_is_one_clear_line(lively_base, corpus, tmp_path, monkeypatch):
     import errno
 
