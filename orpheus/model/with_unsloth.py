@@ -55,7 +55,7 @@ def load_with_unsloth(base: str, in_4bit: bool, dtype: Any, max_seq_length: int 
 
 
 def need_gpu() -> None:
-    """UserError without a CUDA GPU. Unsloth itself raises an error of its own or, from 2026.10.9 on, goes on without."""
+    """UserError without a CUDA GPU. Unsloth raises an error of its own; from 2026.10.9 on it goes on without one."""
     import torch
 
     if not torch.cuda.is_available():

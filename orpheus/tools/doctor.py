@@ -20,7 +20,7 @@ from orpheus.config import HUB_BASE, HUB_CODEC, PRESETS, embedded_path
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONAL = {
-    "unsloth": ("faster training on an NVIDIA GPU", "pip install -r requirements.txt"),
+    "unsloth": ("faster training on an NVIDIA GPU", "pip install -r requirements.txt -c constraints.txt"),
     "faster-whisper": ("word error rates and transcripts by Whisper", "pip install faster-whisper"),
     "pocketsphinx": ("the same without a download, far less well", "pip install pocketsphinx"),
 }

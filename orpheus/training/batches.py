@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orpheus.config import HUB_BASE
+from orpheus.errors import UserError
 from orpheus.format.prompt import IGNORE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from orpheus.model.base import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,19 @@ class LengthGrouped:
         full = [b for b in batches if len(b) == self.batch_size]
         rest = [b for b in batches if len(b) < self.batch_size]  # at most one; last, so that it does not shift the rest
         return (int(i) for b in [*(full[k] for k in rng.permutation(len(full))), *rest] for i in b)
+
+
+def check_known(loaded: LoadedModel, train_set: Dataset) -> None:
+    """UserError for ids whose embedding is all zero: the base never learnt them, and LoRA can't teach them."""
+    import torch
+
+    rows = loaded.model.get_input_embeddings().weight
+    used = torch.tensor(sorted({i for ids in train_set["input_ids"] for i in ids}), device=rows.device)
+    unknown = used[rows.detach()[used].abs().amax(dim=1) == 0].tolist()
+    if unknown:
+        names = ", ".join(map(str, loaded.tokenizer.convert_ids_to_tokens(unknown[:3])))
+        raise UserError(
+            f"the base model '{loaded.base}' does not know {len(unknown)} of the tokens to be trained on ({names}"
+            f"{', …' if len(unknown) > 3 else ''}): their embeddings are all zero. Use a base that speaks SNAC codes, "
+            f"such as {HUB_BASE}"
+        )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orpheus.config import HUB_BASE, TrainOptions
+from orpheus.config import TrainOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.format.prompt import IGNORE
 from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
@@ -25,7 +25,7 @@ from orpheus.model.adapter import trainable_parameters
 from orpheus.model.base import LoadedModel
 from orpheus.model.provenance import write_json
 from orpheus.processes import is_main, wait_for_all, world_size
-from orpheus.training.batches import Collator, LengthGrouped
+from orpheus.training.batches import Collator, LengthGrouped, check_known
 from orpheus.training.checkpoints import FOLDER as CHECKPOINT_FOLDER
 from orpheus.training.checkpoints import Interrupt, find_checkpoint, stop_on_interrupt
 from orpheus.training.losses import lean_loss_available, use_lean_loss
@@ -119,7 +119,7 @@ def train(
     """
     if len(train_set) == 0:
         raise UserError("there is no clip to train on")
-    _check_rows(loaded, train_set)
+    check_known(loaded, train_set)
     if options.packing and loaded.backend == "unsloth":
         raise UserError(
             "packing is for the transformers back end, and Unsloth is in use: leave out --packing, "
@@ -143,22 +143,6 @@ def train(
             trainer.evaluate()
     tokens = int(trainer.state.num_input_tokens_seen) - progress.tokens_before
     return _summarise(loaded, trainer, interrupted, time.perf_counter() - started, tokens)
-
-
-def _check_rows(loaded: LoadedModel, train_set: Dataset) -> None:
-    """UserError for ids whose embedding is all zero: the base never learnt them, and LoRA can't teach them."""
-    import torch
-
-    rows = loaded.model.get_input_embeddings().weight
-    used = torch.tensor(sorted({i for ids in train_set["input_ids"] for i in ids}), device=rows.device)
-    unknown = used[rows.detach()[used].abs().amax(dim=1) == 0].tolist()
-    if unknown:
-        names = ", ".join(map(str, loaded.tokenizer.convert_ids_to_tokens(unknown[:3])))
-        raise UserError(
-            f"the base model '{loaded.base}' does not know {len(unknown)} of the tokens to be trained on ({names}"
-            f"{', …' if len(unknown) > 3 else ''}): their embeddings are all zero. Use a base that speaks SNAC codes, "
-            f"such as {HUB_BASE}"
-        )
 
 
 # ---- the trainer ----

@@ -91,7 +91,9 @@ def test_in_32_bit_it_is_the_same_training(ours, theirs, trainings):
     assert theirs["gradients"] == pytest.approx(ours["gradients"], rel=1e-4)
     assert theirs["validation"] == pytest.approx(ours["validation"], abs=1e-4)
     assert theirs["slots"] == pytest.approx(ours["slots"], abs=1e-4)
-    apart = logits_of(trainings.base, trainings.folder / "theirs") - logits_of(trainings.base, trainings.folder / "ours")
+    apart = logits_of(trainings.base, trainings.folder / "theirs") - logits_of(
+        trainings.base, trainings.folder / "ours"
+    )
     assert float(apart.abs().max()) < 1e-4
     assert ours["losses"][-1] != ours["losses"][0]
 

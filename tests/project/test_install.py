@@ -57,7 +57,9 @@ def test_without_a_gpu_it_is_one_version_of_torch_and_no_unsloth():
     cpu = file("requirements-cpu.txt")
     (torch,) = cpu.pop("torch").specifier
     assert torch.operator == "==" and CORE["torch"].specifier.contains(torch.version)
-    assert set(GPU) == {"unsloth", "unsloth_zoo", "torchaudio"} and cpu == {n: r for n, r in (CORE | SERVE).items() if n != "torch"}
+    assert set(GPU) == {"unsloth", "unsloth_zoo", "torchaudio"} and cpu == {
+        n: r for n, r in (CORE | SERVE).items() if n != "torch"
+    }
 
 
 def test_vllm_s_own_environment_has_the_same_ranges():
