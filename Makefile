@@ -17,7 +17,12 @@ setup: $(VENV)/.ready  ## a virtual environment with what the programs need
 
 setup-engines: $(VENV)/.ready-engines  ## llama.cpp, built from source once (6 to 9 minutes on 2 cores)
 
-demo: $(VENV)/.ready  ## train a LoRA on the embedded voice and speak three tagged prompts (CPU, no download)
+demo: $(VENV)/.ready  ## hear the embedded voice, train a LoRA on a new one, and hear it (CPU, no download)
+	@echo "first the base as it is:"
+	$(BIN)/python inference.py --adapter None --preset tiny --voice tara --seed 3 --out generated_audio/base --overwrite \
+		--transcribe auto "Good morning, I am so happy to see you today."
+	@echo
+	@echo "then a new voice, from the recordings in data/corpus:"
 	$(BIN)/python orpheus_sft_unsloth.py --preset tiny --resume --overwrite-samples
 	@echo
 	@echo "listen to      generated_audio/output_0.wav  output_1.wav  output_2.wav"

@@ -160,6 +160,7 @@ def main() -> None:
     print(f"{sets['train'].tokens / 1e6:.2f} M training tokens, {model.describe()}", flush=True)
     train(args, model, sets["train"], sets["test"])
     made = Provenance(base="embedded:tiny_orpheus", codec="embedded:tiny_codec", layout=model.layout)
+    (args.out / "words.txt").write_text("\n".join(grammar.vocabulary()) + "\n", encoding="utf-8")
     replace(made, base_voices=tuple(sorted(voices)), versions=versions()).save(
         args.out
     )  # `--voice` is checked against these

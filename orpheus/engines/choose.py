@@ -31,7 +31,7 @@ from orpheus.model.base import (
 )
 from orpheus.model.hub import local_folder, portable_name
 from orpheus.model.pairs import base_of, codec_of, known_of
-from orpheus.model.provenance import Provenance, own_sampling
+from orpheus.model.provenance import Provenance, own_sampling, own_words
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Opened:
     base_voices: tuple[str, ...]  # empty: not known
     about: dict[str, Any]  # for the provenance of what is spoken
     sampling: Mapping[str, float]  # the base's own figures; empty: the published ones
+    words: tuple[str, ...] = ()  # all that it knows; empty: it may know any
 
 
 def open_voice(wish: Wish) -> Opened:
@@ -151,6 +152,11 @@ class Named:
         base = (own.voices or own.base_voices) if own else BASE_VOICES.get(self.base, ())
         return Voices(trained, base, self.adapted, told=not self.adapted or self.made is not None)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words that the base knows; empty: it may know any."""
+        return own_words(local_folder(self.base, "base model")) or (self.made.words if self.made else ())
+
 
 def named(wish: Wish, engine: str) -> Named:
     """What to speak with, for an engine that reads folders. UserError if it is not enough, or does not fit."""
@@ -197,7 +203,7 @@ def open_torch(wish: Wish) -> Opened:
     if wish.draft != "none":
         about["draft"] = wish.draft
     engine = with_draft(TorchEngine(loaded), wish.draft)
-    return Opened(engine, loaded.tokenizer, codec, device, made, it.adapted, base_voices, about, it.sampling)
+    return Opened(engine, loaded.tokenizer, codec, device, made, it.adapted, base_voices, about, it.sampling, it.words)
 
 
 def with_draft(engine: TorchEngine, draft: str) -> Engine:
@@ -259,7 +265,7 @@ def open_llamacpp(wish: Wish) -> Opened:
         return Opened(engine, model.tokenizer, codec, device, None, False, (), about, {})
     adapted = bool(made.merged_from)
     voices = made.base_voices if adapted else made.voices or made.base_voices
-    return Opened(engine, model.tokenizer, codec, device, made, adapted, voices, about, made.sampling)
+    return Opened(engine, model.tokenizer, codec, device, made, adapted, voices, about, made.sampling, made.words)
 
 
 def open_remote(wish: Wish) -> Opened:
@@ -294,7 +300,7 @@ def served(wish: Wish, it: Named, engine: Engine, tokenizer: Any, about: dict[st
     device = pick_device(wish.device)
     voices = it.made.base_voices if it.made else BASE_VOICES.get(it.base, ())
     return Opened(engine, tokenizer, it.codec, device, it.made, it.adapted, voices, {"base": it.base, **about},
-                  it.sampling)  # fmt: skip
+                  it.sampling, it.words)  # fmt: skip
 
 
 OPENERS: dict[str, Callable[[Wish], Opened]] = {

@@ -17,7 +17,7 @@ from orpheus.format.prompt import Renderer
 from orpheus.model.adapter import attach_adapter, merge
 from orpheus.model.base import LoadedModel, load_base
 from orpheus.model.hub import local_folder
-from orpheus.model.provenance import Provenance, own_sampling, versions
+from orpheus.model.provenance import Provenance, own_sampling, own_words, versions
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Source:
         )  # fmt: skip
         merged = self.folder.resolve().name if self.folder else made.merged_from
         identity = made.codec_identity if self.codec == made.codec else None
+        base = local_folder(self.base, "base model")
+        words = own_words(base) or made.words  # a merged base has no words.txt of its own
         return replace(made, codec=self.codec, codec_identity=identity, merged_from=merged, versions=versions(),
-                       sampling=own_sampling(local_folder(self.base, "base model")))  # fmt: skip
+                       sampling=own_sampling(base), words=words)  # fmt: skip
 
 
 def export_merged(source: Source, out: Path, stored: str, check: bool) -> dict[str, Any]:

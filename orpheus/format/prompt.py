@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ TAGS_BY_LANGUAGE: dict[str, tuple[str, ...]] = {
 KNOWN_TAGS = tuple(dict.fromkeys(tag for tags in TAGS_BY_LANGUAGE.values() for tag in tags))
 
 _TAG = re.compile(r"<([^<>]*)>")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _TAG_NAME = re.compile(r"[^\W\d_][\w' -]*", re.UNICODE)  # a word, or a few words, in any script
 _CUSTOM_TOKEN = re.compile(CUSTOM_TOKEN.format(r"\d+"))
 _VOICE_PREFIX = re.compile(r"^\s*([^\s:<>]+)\s*:\s+(?=\S)")
@@ -196,6 +197,22 @@ def voice_hints(texts: Iterable[str], voices: Sequence[str]) -> list[str]:
         if meant:
             hints[f"{text[: match.end()]!r} is read aloud: to choose the voice, write '{meant}: text'"] = None
     return list(hints)
+
+
+def unknown_words(texts: Iterable[str], voices: Sequence[str], known: Collection[str]) -> list[str]:
+    """The words, in lower case and each once, that are not among the `known` ones; [] if `known` is empty.
+
+    Tags are no words, nor is 'voice: ' before a text.
+    """
+    said = (normalise(strip_tags(split_voice(text, voices)[1])).lower() for text in texts if known)
+    return list(dict.fromkeys(word for text in said for word in _WORD.findall(text) if word not in known))
+
+
+def text_warnings(texts: Sequence[str], voices: Sequence[str], known: Collection[str]) -> list[str]:
+    """A line for all that looks odd in texts to be spoken: tags, voices, and words that a toy voice does not know."""
+    unknown = unknown_words(texts, voices, known)
+    said = [f"the embedded voice does not know: {', '.join(unknown)}"] if unknown else []
+    return [*tag_warnings(texts), *voice_hints(texts, voices), *said]
 
 
 def check_voice(voice: str | None, voices: Sequence[str]) -> str | None:

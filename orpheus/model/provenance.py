@@ -43,6 +43,7 @@ class Provenance:
     tags: dict[str, int] = field(default_factory=dict)
     data_hash: str | None = None
     sampling: dict[str, float] = field(default_factory=dict)  # an exported base's own (`own_sampling`)
+    words: tuple[str, ...] = ()  # all that an exported base knows (`own_words`); empty: any
     speech_statistics: dict[str, float] = field(default_factory=dict)  # what is usual in the recordings (`guard`)
     config: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -121,6 +122,12 @@ def own_sampling(folder: Path | None) -> dict[str, float]:
         return {name: float(value) for name, value in own.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def own_words(folder: Path | None) -> tuple[str, ...]:
+    """The only words that a toy base knows, by its words.txt, one a line in lower case; empty: it may know any."""
+    path = folder / "words.txt" if folder else None
+    return tuple(path.read_text(encoding="utf-8", errors="replace").split()) if path and path.is_file() else ()
 
 
 def write_json(path: Path, data: Any) -> Path:

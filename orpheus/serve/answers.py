@@ -13,10 +13,11 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from orpheus.audio.encoders import Encoder
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0  # how long a client may let an answer wait in all, beyond the time that it takes to play
 PART = 1 << 15  # bytes that are written at a time, so that a connection's stall can be seen
+MOST_UNKNOWN = 400  # characters of a header that lists words
 SETTLE_S = 0.5
 END_OF_SPEECH = str(Stop.END_OF_SPEECH)
 SLOW = "slow_reader"
@@ -61,6 +63,7 @@ class Answer:
     reading: Reading
     encoder: Encoder
     input_tokens: int
+    unknown: Sequence[str] = ()  # words that the voice does not know
     arrived: float = field(default_factory=time.monotonic)
     bytes_sent: int = 0
     waited_s: float = 0.0  # for the client to take what was sent
@@ -164,6 +167,8 @@ class Answer:
         sse = self.request.stream_format == "sse"
         headers["content-type"] = "text/event-stream; charset=utf-8" if sse else self.encoder.media_type
         headers["x-seed"] = str(self.reading.seed)
+        if self.unknown:
+            headers["x-unknown-words"] = quote(", ".join(self.unknown)[:MOST_UNKNOWN])
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
 

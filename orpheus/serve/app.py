@@ -166,7 +166,8 @@ def create_app(
             tokens = len(tts.renderer.text_ids(asked.input, voice)) if asked.stream_format == "sse" else 0
         except UserError as error:
             raise Problem(400, str(error), "input", "invalid_value") from None
-        return Answer(desk, asked, read, Encoder(asked.response_format, asked.speed), tokens)
+        return Answer(desk, asked, read, Encoder(asked.response_format, asked.speed), tokens,
+                      tts.unknown_words(asked.input))  # fmt: skip
 
     class Spoken(Response):
         """An answer as FastAPI wants it."""
@@ -261,6 +262,10 @@ ANSWER_HEADERS = {
     "X-Seed": {"description": "The seed that gives this speech again", "schema": {"type": "string"}},
     "X-Finish-Reason": {
         "description": "With stream false: end_of_speech, or how the first piece ended that did not",
+        "schema": {"type": "string"},
+    },
+    "X-Unknown-Words": {
+        "description": "Words that a toy voice does not know, percent-encoded; absent where there are none",
         "schema": {"type": "string"},
     },
     "X-Request-Id": {"description": "Names the request in the server's log", "schema": {"type": "string"}},

@@ -30,7 +30,7 @@ from orpheus.engines.base import Engine
 from orpheus.engines.choose import Wish, is_gguf, look_up, open_voice
 from orpheus.errors import UserError
 from orpheus.format.pieces import split
-from orpheus.format.prompt import Renderer, Voices, check_text, check_voice, split_voice, tag_warnings, voice_hints
+from orpheus.format.prompt import Renderer, Voices, check_text, check_voice, split_voice, text_warnings, unknown_words
 from orpheus.format.texts import normalise
 from orpheus.model.base import preset_of
 from orpheus.model.provenance import versions
@@ -92,6 +92,7 @@ class OrpheusInference:
         self.base_voices = opened.base_voices
         self._told = not opened.adapted or made is not None
         self.own_sampling = opened.sampling
+        self.words = frozenset(opened.words)  # all that it knows; empty: it may know any
         self.provenance: dict[str, Any] = {
             "model": {
                 **opened.about,
@@ -106,6 +107,10 @@ class OrpheusInference:
     def voices(self) -> tuple[str, ...]:
         """The voices that this model is known to have; empty: not known."""
         return tuple(dict.fromkeys(self.trained_voices + self.base_voices))
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text ('voice: text' too) that a toy voice does not know, and will babble."""
+        return unknown_words([text], self.voices, self.words)
 
     def drawn_as(self, sampling: SamplingOptions | None = None) -> SamplingOptions:
         """How tokens are drawn if that is asked for: what nobody named is the base's own, else as published."""
@@ -304,7 +309,7 @@ class OrpheusInference:
         return Voices(self.trained_voices, self.base_voices, self.has_adapter, self._told).choose(text, voice)
 
     def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
-        for warning in [*tag_warnings(texts), *voice_hints(texts, self.voices)]:
+        for warning in text_warnings(texts, self.voices, self.words):
             log.warning("%s", warning)
         for name in sorted({voice for voice in voices if voice} - set(self.voices)):
             log.warning("voice '%s' was not in the training data: the model may ignore it", name)

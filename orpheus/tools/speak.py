@@ -22,6 +22,10 @@ import tyro
 from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
 from orpheus.errors import UserError, check_folder
 
+EMBEDDED_PROMPTS = (DEFAULT_PROMPTS[0], "<sighs> I missed you Anna, and I am so happy to see you today.",
+                    "Oh no, <gasps> the tiger is in the kitchen. <laughs>")  # fmt: skip
+"""The samples of a voice that does not know the words of the others."""
+
 
 @dataclass(frozen=True)
 class SpeakOptions:
@@ -46,7 +50,7 @@ class SpeakOptions:
     batch_size: int = 8
     """Prompts spoken at once."""
     transcribe: RecogniserName = "none"
-    """Print what a speech recogniser hears in each WAV, unless streamed; auto: if one is installed (pocketsphinx)."""
+    """Print what a speech recogniser hears in each WAV, unless streamed; auto: if one is installed."""
     model: VoiceOptions = field(default_factory=VoiceOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     reading: ReadingOptions = field(default_factory=ReadingOptions)
@@ -82,6 +86,8 @@ def main(options: SpeakOptions) -> None:
 
     recogniser = find_recogniser(options.transcribe)
     tts = load_voice(options.model)
+    if not options.prompts and not options.file and tts.unknown_words(" ".join(texts)):
+        texts = list(EMBEDDED_PROMPTS)
     for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
                                            batch_size=options.batch_size, overwrite=options.overwrite,
                                            reading=options.reading):  # fmt: skip

@@ -88,6 +88,7 @@ def settle(options: SftOptions) -> SftOptions:
     if is_main():
         print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
               f"data {options.corpus.dataset}")  # fmt: skip
+        warn_of_toy(_set(options.model.base))
     return options
 
 
@@ -127,6 +128,16 @@ def finished(options: SftOptions) -> TrainSummary | None:
     if is_main():
         print(f"this training is finished already: its adapter is in {folder} (--overwrite trains it again)")
     return TrainSummary.load(folder)
+
+
+def warn_of_toy(base: str) -> None:
+    """Say what a voice can't become that is trained on a base of few words."""
+    from orpheus.model.hub import local_folder
+    from orpheus.model.provenance import own_words
+
+    if words := own_words(local_folder(base, "base model")):
+        print(f"{base} is a toy that knows {len(words)} words: whatever it is trained on, it speaks these alone. "
+              "For a real voice: --preset orpheus-3b, on a GPU (docs/training.md)")  # fmt: skip
 
 
 def load_model(options: SftOptions) -> LoadedModel:

@@ -106,14 +106,20 @@ def test_a_merged_folder_knows_codec_and_voices(merged_dir, codec_dir, trained, 
     assert eos == made.layout.end_of_speech
 
 
-def test_an_exported_model_keeps_its_base_s_own_sampling(base_dir, codec_dir, tmp_path):
+def test_an_exported_model_keeps_its_base_s_own_sampling_and_words(base_dir, codec_dir, tmp_path):
     own = {"temperature": 0.3, "top_p": 0.9, "repetition_penalty": 1.0}
     base = shutil.copytree(base_dir, tmp_path / "base")
     (base / "generation_config.json").write_text(json.dumps({"do_sample": True, **own}))
+    (base / "words.txt").write_text("anna\nlike\n")
     source = Source(base=str(base), folder=None, codec=str(codec_dir), made=None, device="cpu")
     assert source.provenance(source.load()).sampling == own  # what a .gguf file holds
     export_merged(source, tmp_path / "merged", "bfloat16", check=False)
-    assert own_sampling(tmp_path / "merged") == known_of(str(tmp_path / "merged")).sampling == own
+    made = known_of(str(tmp_path / "merged"))
+    assert own_sampling(tmp_path / "merged") == made.sampling == own and made.words == ("anna", "like")
+    again = Source(base=str(tmp_path / "merged"), folder=None, codec=str(codec_dir), made=made, device="cpu")
+    assert again.provenance(again.load()).words == made.words
+    tts = OrpheusInference(None, base=str(tmp_path / "merged"))
+    assert tts.unknown_words("Anna, pizza?") == ["pizza"]
 
 
 def export_sampling():

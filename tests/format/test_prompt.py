@@ -21,6 +21,8 @@ from orpheus.format.prompt import (
     suggest_tag,
     tag_census,
     tag_warnings,
+    text_warnings,
+    unknown_words,
 )
 from orpheus.format.tokens import ORPHEUS, Codes
 
@@ -140,3 +142,21 @@ def test_the_tags_that_the_mission_names_are_known():
     named = {"laugh", "chuckle", "sigh", "cough", "sniffle", "groan", "yawn", "gasp", "laughs", "sighs", "giggles"}
     named |= {"whisper", "happy", "sad", "angry"}
     assert named <= set(KNOWN_TAGS) and not tag_warnings(f"<{t}> x" for t in named)
+
+
+# ---- the words of a toy voice ----
+
+KNOWN = ("i", "like", "it's", "anna")
+
+
+@pytest.mark.parametrize("text, unknown", [
+    ("I like it's <pizza>, ANNA!", []),
+    ("tara: I like pizza, pizza and Anna.", ["pizza", "and"]),
+    ("I LIKE PIZZA; it’s 9.", ["pizza", "9"]),
+    ("", []),
+])  # fmt: skip
+def test_the_words_that_a_toy_voice_does_not_know(text, unknown):
+    assert unknown_words([text], ["tara"], KNOWN) == unknown
+    said = [f"the embedded voice does not know: {', '.join(unknown)}"] if unknown else []
+    assert text_warnings([text], ["tara"], KNOWN) == said
+    assert unknown_words([text], ["tara"], ()) == [] == text_warnings([text], ["tara"], ())  # it may know any

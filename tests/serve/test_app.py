@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -60,6 +61,14 @@ def test_an_answer_is_the_reading(client, speaker):
     assert (answer.status_code, answer.headers["x-seed"]) == (200, "3")
     assert answer.content == pcm16(tone(TEXT, "anna", 3))
     assert speaker.readings[0].reading == ReadingOptions(guard=True)  # on by default
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_words_that_a_toy_voice_does_not_know_are_told(client, speaker, stream):
+    speaker.unknown = ("rained", "größe")
+    answer = speak(client, input="It rained, Anna's größe.", stream=stream)
+    assert answer.status_code == 200 and unquote(answer.headers["x-unknown-words"]) == "rained, größe"
+    assert "x-unknown-words" not in speak(client, input="It is.", stream=stream).headers
 
 
 def test_voice_seed_and_text_make_the_sound(client):

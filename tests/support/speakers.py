@@ -34,6 +34,7 @@ class Speaker:
 
     voices: tuple[str, ...] = ("anna", "ben")
     trained_tags: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     pause_s: float = 0.0
     fail_at: int | None = None
     error: Exception = field(default_factory=lambda: NoSpeech("the model produced no audio"))
@@ -51,6 +52,9 @@ class Speaker:
     @property
     def renderer(self) -> Any:
         return SimpleNamespace(text_ids=lambda text, voice: list(text))
+
+    def unknown_words(self, text: str) -> list[str]:
+        return [word for word in self.unknown if word in text]
 
     def read(self, text, voice, sampling, reading, *, collected=False, warn=True) -> FakeReading:
         made = FakeReading(self, check_text(text), voice, 4711 if sampling.seed is None else sampling.seed, reading)

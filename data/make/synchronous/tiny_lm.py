@@ -267,6 +267,8 @@ class TinyModel:
         self.config.architectures = ["LlamaForCausalLM"]
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        words = [word.lower() for word in grammar.vocabulary()]
+        (folder / "words.txt").write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
         vocabulary = folder / "tokenizer.json"  # without its indentation, a third smaller
         compact = json.dumps(json.loads(vocabulary.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
         vocabulary.write_text(compact + "\n", "utf-8")
