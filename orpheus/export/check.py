@@ -15,7 +15,7 @@ import numpy as np
 from orpheus.config import SamplingOptions
 from orpheus.engines.base import Engine
 from orpheus.errors import UserError
-from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
+from orpheus.format.tokens import FRAME_SLOTS, StopReason, TokenLayout
 
 Scores = Callable[[Sequence[int]], np.ndarray]
 """Ids [n] -> float32 [n, V]: what a model expects after each of them."""
@@ -34,6 +34,16 @@ TOP = 10
 
 
 @dataclass(frozen=True)
+class Left:
+    """An id out of its slot: where the export drew it, and how it scored it there."""
+
+    before: list[int]  # prompt and ids up to it
+    token_id: int
+    score: float  # below the export's best: 0 or more
+    reason: str
+
+
+@dataclass(frozen=True)
 class Spoken:
     """What an export said: a prompt [p], the most likely ids after it [n], the scores along both [p + n - 1, V]."""
 
@@ -42,18 +52,26 @@ class Spoken:
     scores: np.ndarray
     frames: int  # drawn at the default sampling, every id in its slot
     utterances: int
+    left: tuple[Left, ...] = ()  # those of the utterances that an id out of its slot ended
 
 
 def speak(engine: Engine, scores: Scores, prompts: Sequence[list[int]]) -> Spoken:
     """Let the export speak: greedily after the first prompt, and 50 frames by drawing, after all of them in turn.
 
-    UserError at the first id that may not stand where it was drawn: quantisation to few bits can do that.
+    UserError if they do not come: too many utterances end at once.
     """
     frames = utterances = 0
+    left: list[Left] = []
     while frames < SLOT_FRAMES and utterances < MOST_UTTERANCES:
         drawing = SamplingOptions(max_new_tokens=FRAME_SLOTS * (SLOT_FRAMES - frames))
-        ids = draw(engine, prompts[utterances % len(prompts)], drawing, seed=utterances)
-        frames += check_slots(engine.layout, ids)
+        prompt = prompts[utterances % len(prompts)]
+        ids = draw(engine, prompt, drawing, seed=utterances)
+        codes, stop = engine.layout.unflatten(ids)
+        if leaves(engine.layout, stop):
+            before = [*prompt, *ids[: stop.index]]
+            row = scores(before)[-1]
+            left.append(Left(before, ids[stop.index], float(row.max() - row[ids[stop.index]]), str(stop)))
+        frames += codes.frames
         utterances += 1
     if frames < SLOT_FRAMES:
         raise UserError(
@@ -62,8 +80,7 @@ def speak(engine: Engine, scores: Scores, prompts: Sequence[list[int]]) -> Spoke
         )
     greedy = SamplingOptions(temperature=0, repetition_penalty=1, max_new_tokens=FRAME_SLOTS * GREEDY_FRAMES)
     ids = draw(engine, prompts[0], greedy, seed=0)
-    check_slots(engine.layout, ids)
-    return Spoken(prompts[0], ids, scores([*prompts[0], *ids[:-1]]), frames, utterances)
+    return Spoken(prompts[0], ids, scores([*prompts[0], *ids[:-1]]), frames, utterances, tuple(left))
 
 
 def draw(engine: Engine, prompt: list[int], sampling: SamplingOptions, seed: int) -> list[int]:
@@ -71,22 +88,23 @@ def draw(engine: Engine, prompt: list[int], sampling: SamplingOptions, seed: int
     return [token_id for _, token_id in engine.stream([prompt], sampling, [seed])]
 
 
-def check_slots(layout: TokenLayout, ids: Sequence[int]) -> int:
-    """How many whole frames the ids of an utterance make. UserError for one out of its slot's range."""
-    codes, stop = layout.unflatten(ids)
-    if stop.token_id is not None and (stop.token_id != layout.end_of_speech or stop.dropped):
-        raise UserError(
-            f"the export leaves its slots: {stop}. If its source does so too (evaluate: out_of_slot_rate), train "
-            "longer; else export with more bits (--type Q8_0); --no-check writes it all the same"
-        )
-    return codes.frames
+def leaves(layout: TokenLayout, stop: StopReason) -> bool:
+    """Whether an utterance ended at an id that may not stand where it was drawn."""
+    return stop.token_id is not None and (stop.token_id != layout.end_of_speech or stop.dropped > 0)
+
+
+def more_bits(kind: str) -> str:
+    """What to do where an export of this kind is too far from its source."""
+    option = "--dtype float32" if kind.islower() else "--type Q8_0"
+    return f"Export with more bits ({option}); --no-check writes it all the same"
 
 
 def compare(spoken: Spoken, source: Scores, kind: str, exact: bool) -> dict[str, Any]:
     """Hold what was spoken against the source. kind: a key of LIMITS. exact: the source is computed in 32 bit.
 
     Returns the figures, for the user and for the record. UserError if the scores are further from the source's than
-    this kind's limit, or if an id was chosen that the source ranks clearly lower than its best.
+    this kind's limit, or if an id was chosen that the source ranks clearly lower than its best, or if the export leaves
+    its slots at an id that the source scores clearly lower than it does: what the source does too is no fault.
     """
     theirs = source([*spoken.prompt, *spoken.ids[:-1]])
     spread = float(theirs.std())
@@ -107,22 +125,33 @@ def compare(spoken: Spoken, source: Scores, kind: str, exact: bool) -> dict[str,
         "top_scores_differ_by_at_most": round(float(np.take_along_axis(difference, best, axis=1).max()), 5),
         "frames_in_their_slots": spoken.frames,
         "utterances": spoken.utterances,
+        "utterances_that_left_them": len(spoken.left),
     }
     if not max(distance, lower.max() / TIES) <= limit:  # NaN is not within a limit
         raise UserError(
             f"the export differs from its source: scores by {distance:.4f} of their spread (limit {limit:g}), "
             f"and {len(spoken.ids) - same} of {len(spoken.ids)} ids, the worst of them by "
-            f"{lower.max():.4f} (limit {TIES * limit:g}). Export with more bits (--type Q8_0, --dtype float32)"
+            f"{lower.max():.4f} (limit {TIES * limit:g}). {more_bits(kind)}"
         )
+    for left in spoken.left:
+        row = source(left.before)[-1]
+        if not (row.max() - row[left.token_id] - left.score) / spread <= TIES * limit:
+            raise UserError(f"the export leaves its slots where its source does not: {left.reason}. {more_bits(kind)}")
     return figures
 
 
 def told(figures: dict[str, Any]) -> str:
     """The figures of `compare` as two lines."""
+    left = figures["utterances_that_left_them"]
+    ends = (
+        f"{left} of them ended by an id out of its slot, as its source scores it too"
+        if left
+        else "every id in its slot"
+    )
     return (
         f"check: {figures['greedy_ids_same']} of {figures['greedy_ids']} greedy ids are the source's best, the others "
         f"tied within {figures['largest_tie']:g} of the spread; scores differ by "
         f"{figures['scores_differ_by']:g} of it (limit {figures['limit']:g}), the best {TOP} by at most "
         f"{figures['top_scores_differ_by_at_most']:g}\n"
-        f"check: {figures['frames_in_their_slots']} frames in {figures['utterances']} utterances, every id in its slot"
+        f"check: {figures['frames_in_their_slots']} frames in {figures['utterances']} utterances, {ends}"
     )

@@ -18,7 +18,7 @@ from orpheus.engines.choose import known_of
 from orpheus.errors import MissingPackage, UserError
 from orpheus.export import command as export
 from orpheus.export import gguf as gguf_file
-from orpheus.export.check import LIMITS, ROUNDING, Spoken, check_slots, compare, speak
+from orpheus.export.check import LIMITS, ROUNDING, Spoken, compare, speak, told
 from orpheus.export.command import ExportOptions, find_source, unfinished
 from orpheus.export.merged import Source, export_merged, torch_scores
 from orpheus.model.adapter import attach_adapter
@@ -165,6 +165,7 @@ def test_an_export_is_checked_against_its_source(tmp_path, capsys):
     record = json.loads((tmp_path / "m.check.json").read_text())
     assert record["checked"] and 0 < record["scores_differ_by"] <= record["limit"] == LIMITS["bfloat16"]
     assert record["frames_in_their_slots"] >= 50 and record["greedy_ids"] > 7
+    assert record["utterances_that_left_them"] == 0
     out = capsys.readouterr().out
     assert "every id in its slot" in out and f"--base {tmp_path / 'm'}" in out
     speech = OrpheusInference(None, base=str(tmp_path / "m")).generate("The cat sat.", seed=1)[0]
@@ -190,12 +191,38 @@ def test_speaking_collects_fifty_frames_and_the_greedy_ids(layout):
     assert fed == [[1, 2, 3, *ids[:-1]]]
 
 
-def test_ids_out_of_their_slots_and_silence_are_refused(layout):
-    ids = layout.flatten(some_codes(2)).tolist()
-    assert check_slots(layout, [*ids, layout.end_of_speech]) == 2 == check_slots(layout, ids)
-    for bad in ([*ids, ids[1]], [*ids, ids[0], layout.end_of_speech], [layout.pad]):
-        with pytest.raises(UserError, match="leaves its slots.*--type Q8_0"):
-            check_slots(layout, bad)
+def test_ids_out_of_their_slots_are_held_against_the_source(layout):
+    """What the source scores as the export does is its own way to speak: reported. What it does not is refused."""
+    ids = layout.flatten(some_codes(6)).tolist()
+    bad = ids[1]  # an id of slot 1 where slot 0 should follow
+    rng = np.random.default_rng(0)
+    row = rng.normal(size=layout.audio_end).astype(np.float32)
+    row[bad] = row.max() + 1
+
+    def scores(context):
+        return np.tile(row, (len(context), 1))
+
+    def lower(context):
+        mine = scores(context)
+        mine[:, bad] = -9
+        return mine
+
+    whole = [*ids, layout.end_of_speech]
+    for end in ([bad], [ids[0], layout.end_of_speech], [layout.pad]):
+        engine = ScriptedEngine(layout, [[*ids, *end]])
+        spoken = speak(engine, scores, [[1, 2, 3]])
+        assert (spoken.frames, spoken.utterances) == (50, 9) and len(spoken.left) == 8
+        assert spoken.left[0].before == [1, 2, 3, *ids, *end[:-1]] and spoken.left[0].token_id == end[-1]
+    spoken = speak(ScriptedEngine(layout, [[*ids, bad]]), scores, [[1, 2, 3]])
+    held = Spoken([1], [bad], scores([1]), 50, 9, spoken.left)
+    figures = compare(held, scores, "bfloat16", True)
+    assert figures["utterances_that_left_them"] == 8 and "8 of them ended by an id out of its slot" in told(figures)
+    alone = Spoken([1], [int(lower([1])[0].argmax())], lower([1]), 50, 9, spoken.left)
+    for kind, advice in (("bfloat16", "--dtype float32"), ("Q4_K_M", "--type Q8_0")):
+        with pytest.raises(UserError, match="leaves its slots where its source does not: id .*") as refused:
+            compare(alone, lower, kind, True)
+        assert advice in str(refused.value)
+    assert speak(ScriptedEngine(layout, [whole]), scores, [[1]]).left == ()
     with pytest.raises(UserError, match="only 0 frames in 30 utterances"):
         speak(ScriptedEngine(layout, [[layout.end_of_speech]]), None, [[1]])
 
