@@ -10,7 +10,7 @@ import importlib
 import io
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
@@ -20,6 +20,8 @@ PLAUSIBLE_RATE_HZ = range(4000, 400_001)  # outside it the header is damaged; 1 
 BLOCK = 1 << 16  # samples decoded at a time
 HEAD, TAIL = 1 << 12, 1 << 17  # bytes looked at; an Ogg page has 65,307 at most
 STREAMED = 0x7FFF0000  # sizes from here on mean "until the end": ffmpeg 0xFFFFFFFF, arecord and sox about 0x7FFFFFFF
+MOST_CHUNKS = 5000  # looked at: two gigabytes of zeros would be as many empty chunks
+LEAST_STREAMED = 16  # bytes after a data size of 0 that are taken for sound
 SHORT_S = 0.1  # what a duration in an MP4 or WebM file may be off by: padding of a few codec frames
 
 Reason = Literal["missing", "unreadable", "empty", "truncated", "not finite", "wrong scale", "opposite phase",
@@ -53,7 +55,7 @@ def decode(file: BinaryIO, label: str, max_s: float | None = None) -> tuple[np.n
     file.seek(0)
     soundfile = package("soundfile", "reading and writing audio")
     try:
-        with soundfile.SoundFile(_openable(file, head)) as sound:
+        with soundfile.SoundFile(_openable(file, head, size)) as sound:
             return _checked(sound, label, max_s)
     except (soundfile.SoundFileError, ValueError) as error:
         file.seek(0)
@@ -197,29 +199,38 @@ def _missing(begin: int, length: int, size: int) -> str:
     return f"{lacking} of {length} bytes of sound are missing" if lacking > 0 and length < STREAMED else ""
 
 
-def _cut_chunks(file: BinaryIO, size: int, order: str, wanted: bytes) -> str:
-    """RIFF and IFF: an id and a size of 32 bits before each chunk, padded to an even length."""
-    position, long = 12, 0
-    while position + 8 <= size:
+def _chunks(file: BinaryIO, size: int, order: str, position: int = 12) -> Iterator[tuple[bytes, int, int]]:
+    """Name, begin and length of RIFF and IFF chunks: 4 and 4 bytes before each, padded to an even length."""
+    for _ in range(MOST_CHUNKS):
         file.seek(position)
-        name, length = struct.unpack(f"{order}4sI", file.read(8))
+        name, length = struct.unpack(f"{order}4sI", file.read(8).ljust(8, b"\0"))
+        if position + 8 > size or not (name.isascii() and name.decode("ascii").isprintable()):
+            return  # the end, or no chunk
+        yield name, position + 8, length
+        position += 8 + length + length % 2
+
+
+def _cut_chunks(file: BinaryIO, size: int, order: str, wanted: bytes) -> str:
+    long = 0
+    for name, begin, length in _chunks(file, size, order):
         if name == b"ds64":  # EBU Tech 3306: the sizes of RF64, where 32 bits hold 0xFFFFFFFF
             long = struct.unpack("<Q", file.read(16)[8:].ljust(8, b"\0"))[0]
         if name == wanted:
             whole = long if length == 0xFFFFFFFF and 0 < long < 1 << 62 else 0
+            lacking = begin + whole - size
             if whole:
-                lacking = position + 8 + whole - size
                 return f"{lacking} of {whole} bytes of sound are missing" if lacking > 0 else ""
-            return _missing(position + 8, length, size)
-        position += 8 + length + length % 2
+            return _missing(begin, length, size)
     return ""
 
 
 def _cut_caf(file: BinaryIO, size: int) -> str:
     """Apple's Core Audio Format: after 8 bytes, chunks of an id and a size of 64 bits (-1: until the end)."""
     position = 8
-    while position + 12 <= size:
+    for _ in range(MOST_CHUNKS):
         file.seek(position)
+        if position + 12 > size:
+            break
         name, length = struct.unpack(">4sq", file.read(12))
         if length < 0 or position + 12 + length > size:
             lacking = position + 12 + length - size
@@ -233,8 +244,10 @@ def _cut_caf(file: BinaryIO, size: int) -> str:
 def _cut_w64(file: BinaryIO, size: int) -> str:
     """Sony Wave64: chunks of a GUID and a size of 64 bits, which counts both, padded to 8 bytes."""
     position = 40
-    while position + 24 <= size:
+    for _ in range(MOST_CHUNKS):
         file.seek(position)
+        if position + 24 > size:
+            break
         name, length = struct.unpack("<16sQ", file.read(24))
         if name[:4] == b"data":
             lacking = position + length - size
@@ -300,16 +313,37 @@ def _cut_last_frame(tail: bytes, begin: int, size: int) -> str:
     return ""
 
 
-def _openable(file: BinaryIO, head: bytes) -> BinaryIO:
+class _WithHead:
+    """A file that begins with other bytes of the same number."""
+
+    def __init__(self, file: BinaryIO, head: bytes) -> None:
+        self._file, self._head = file, head
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int) -> bytes:
+        begin = self._file.tell()
+        data = self._file.read(count)
+        return self._head[begin : begin + len(data)] + data[max(0, len(self._head) - begin) :]
+
+
+def _openable(file: BinaryIO, head: bytes, size: int) -> BinaryIO:
     """The file, or a view of it in which a data size of 0 in a WAV with samples means "until the end"."""
-    at = head.find(b"data", 12)
-    if head[:4] != b"RIFF" or at < 0 or head[at + 4 : at + 8] != b"\0\0\0\0":
+    chunks = _chunks(file, size, "<") if head[:4] == b"RIFF" else iter(())
+    begin = next((at for name, at, length in chunks if name == b"data" and not length), size)
+    streamed = size - begin >= LEAST_STREAMED and not _ends_in_chunks(file, size, begin)
+    file.seek(0)
+    if not streamed:
         return file
-    data = bytearray(file.read())
-    if len(data) - (at + 8) < 16:
-        return io.BytesIO(data)
-    data[at + 4 : at + 8] = data[4:8] = b"\xff\xff\xff\xff"
-    return io.BytesIO(data)
+    whole = bytearray(file.read(begin))
+    whole[4:8] = whole[-4:] = b"\xff\xff\xff\xff"
+    file.seek(0)
+    return cast(BinaryIO, _WithHead(file, bytes(whole)))
+
+
+def _ends_in_chunks(file: BinaryIO, size: int, begin: int) -> bool:
+    """Whether what follows is not sound but other chunks, up to the end."""
+    ends = [at + length for _, at, length in _chunks(file, size, "<", begin)]
+    return bool(ends) and ends[-1] in (size, size - 1)
 
 
 def package(name: str, purpose: str) -> Any:
