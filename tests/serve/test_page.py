@@ -217,6 +217,17 @@ def test_a_lost_connection_keeps_what_came(visit, server):
     assert (v.samples(count) == heard).all() and v.text("#error") == ""
 
 
+def test_words_that_the_voice_does_not_know_are_named(visit, server):
+    v = visit()
+    server.unknown = "pizza%2C%20caf%C3%A9"
+    v.speak("Hello, pizza in the café.")
+    v.status("Done.")
+    assert v.text("#error") == "The embedded voice does not know: pizza, café"
+    server.unknown = ""
+    v.speak("Hello.")
+    v.wait(lambda: v.text("#error") == "")
+
+
 def test_errors_are_shown_as_text(visit, server):
     v = visit()
     v.refusals = 3

@@ -32,6 +32,7 @@ class PageServer:
     break_after: int | None = None  # chunks; then the connection is lost
     key: str | None = None
     refuse: tuple[int, dict[str, Any], dict[str, str]] | None = None  # status, body, headers of the next speech
+    unknown: str = ""  # words that the voice does not know, percent-encoded
     limit: int | None = 4096
     tags: list[str] = field(default_factory=lambda: list(TAGS))
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -97,7 +98,7 @@ def create_app(server: PageServer) -> Any:
             return JSONResponse(content, status, extra)
         seed = body["seed"]
         answer = encoded(sound(body["input"], seed), body["response_format"])
-        more = {"X-Seed": str(seed)}
+        more = {"X-Seed": str(seed), **({"X-Unknown-Words": server.unknown} if server.unknown else {})}
         return StreamingResponse(chunks(answer), media_type=TYPES[body["response_format"]], headers=more)
 
     async def chunks(answer: bytes) -> AsyncIterator[bytes]:
