@@ -129,11 +129,11 @@ def decoded(data: bytes, format: str) -> int:
 class Server:
     """`python -m orpheus serve` in a process of its own."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, concurrent: int, queue: int, log: int = subprocess.DEVNULL) -> None:
         command = [sys.executable, "-m", "orpheus", "serve", "--adapter", "None", "--preset", "tiny", "--device", "cpu",
                    "--port", "0", "--decoding", "framed", "--piece-chars", str(PIECE_CHARS), "--max-concurrent",
-                   str(options.concurrent), "--max-queue", str(options.queue)]  # fmt: skip
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                   str(concurrent), "--max-queue", str(queue)]  # fmt: skip
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout
         found = re.search(r"http://([\d.]+):(\d+)", self.process.stdout.readline())
         if not found:
@@ -227,7 +227,7 @@ def judge(case: Case, data: bytes, first_s: float, total_s: float, tally: Tally)
 def main(options: Options) -> None:
     """Serve, ask, count."""
     cases = list(make_cases(options.cases))
-    server = Server(options)
+    server = Server(options.concurrent, options.queue)
     tally, memory = Tally(), [server.rss_mb()]
     until = time.monotonic() + 60 * options.minutes
     threads = [threading.Thread(target=client, args=(server, cases, tally, until, random.Random(options.seed + i)))
