@@ -141,10 +141,11 @@ def _meant(words: str, known: Sequence[str]) -> str | None:
     return inside[0] if inside else None
 
 
-def check_text(text: Any) -> str:
+def check_text(text: Any, tag: str = "laugh") -> str:
     """The text as it is trained on and spoken: normalised, with single spaces.
 
     UserError for no text, nothing speakable, a malformed tag, or half a character. It quotes the place.
+    tag: one to name as an example, which the voice knows.
     """
     if not isinstance(text, str):
         raise UserError(f"the text is {type(text).__name__}, expected a string")
@@ -157,25 +158,25 @@ def check_text(text: Any) -> str:
         raise UserError(f"the text {place} holds replacement characters: it was read in the wrong encoding, save it "
                         "as UTF-8")  # fmt: skip
     for match in _TAG.finditer(clean):
-        _check_tag(match.group(1), around(clean, match.start()))
+        _check_tag(match.group(1), around(clean, match.start()), tag)
     rest = _TAG.sub(lambda match: " " * len(match.group()), clean)  # of the same length: places stay
     stray = re.search("[<>]", rest)
     if stray:
         place = around(clean, stray.start())
-        raise UserError(f"a tag in {place} is not closed: write it as <laugh>, or leave out '<' and '>'")
+        raise UserError(f"a tag in {place} is not closed: write it as <{tag}>, or leave out '<' and '>'")
     if not any(c.isalnum() for c in clean):
         raise UserError(f"the text {clean[:40]!r} has no letter, digit or tag to speak")
     return clean
 
 
-def _check_tag(tag: str, place: str) -> None:
+def _check_tag(tag: str, place: str, example: str) -> None:
     if _CUSTOM_TOKEN.fullmatch(f"<{tag}>"):
         raise UserError(f"'<{tag}>' in {place} is one of the model's control tokens: remove it from the text")
     if tag.lower() in NOT_SPOKEN:
         raise UserError(f"'<{tag}>' in {place} is a language model's own mark, nothing to speak: remove it from the "
                         "text")  # fmt: skip
     if not _TAG_NAME.fullmatch(tag):
-        raise UserError(f"'<{tag}>' in {place} is not a tag: write a word between < and >, like <laugh>")
+        raise UserError(f"'<{tag}>' in {place} is not a tag: write a word between < and >, like <{example}>")
 
 
 def split_voice(text: str, voices: Sequence[str]) -> tuple[str | None, str]:
@@ -244,9 +245,9 @@ class Voices:
         """All of them."""
         return tuple(dict.fromkeys(self.trained + self.base))
 
-    def choose(self, text: str, voice: str | None) -> tuple[str | None, str]:
+    def choose(self, text: str, voice: str | None, tag: str = "laugh") -> tuple[str | None, str]:
         """Who speaks a text, and the checked text without its 'voice: '. UserError: bad text or voice, or no choice."""
-        named, rest = split_voice(check_text(text), self.known)
+        named, rest = split_voice(check_text(text, tag), self.known)
         chosen = named or (self.default() if voice is None else voice)
         # A base whose own voices are not known may well know more than the adapter was trained on; so may an adapter
         # that does not say what it was trained on.

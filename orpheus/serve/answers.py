@@ -13,11 +13,13 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
+
+import numpy as np
 
 from orpheus.audio.encoders import Encoder
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
@@ -29,7 +31,7 @@ from orpheus.serve.counts import Counts
 from orpheus.serve.problems import Problem
 from orpheus.serve.requests import SpeechRequest
 from orpheus.serve.spool import HandOver, Spool
-from orpheus.speak.reading import Reading
+from orpheus.speak.reading import Piece, Reading
 from orpheus.speak.utterance import NoSpeech
 
 log = logging.getLogger(__name__)
@@ -55,12 +57,28 @@ class Desk:
 
 
 @dataclass
+class Silence:
+    """A `Reading`, as far as an answer looks at it, of a text that says nothing."""
+
+    seed: int
+    pieces: tuple[Piece, ...] = ()
+    tokens: int = 0
+    duration_s: float = 0.25
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield np.zeros(int(self.duration_s * SAMPLE_RATE_HZ), np.float32)
+
+    def close(self) -> None:
+        """There is nothing to stop."""
+
+
+@dataclass
 class Answer:
     """An ASGI application that speaks one reading to one client."""
 
     desk: Desk
     request: SpeechRequest
-    reading: Reading
+    reading: Reading | Silence
     encoder: Encoder
     input_tokens: int
     unknown: Sequence[str] = ()  # words that the voice does not know

@@ -15,22 +15,32 @@ from orpheus.audio.encoders import FORMS, Encoder
 from orpheus.config import ReadingOptions, SamplingOptions
 from orpheus.errors import UserError
 from orpheus.format.prompt import TAGS_BY_LANGUAGE
+from orpheus.format.texts import normalise
 from orpheus.serve.admission import Admission
-from orpheus.serve.answers import Answer, Desk
+from orpheus.serve.answers import Answer, Desk, Silence
 from orpheus.serve.counts import Counts
 from orpheus.serve.gate import Gate, read_body
 from orpheus.serve.options import DEFAULT_VOICE, Keys, ServerOptions
 from orpheus.serve.problems import Problem, described
 from orpheus.serve.requests import OPENAI_MODELS, OPENAI_VOICES, SpeechRequest, parse, schema
+from orpheus.speak.reading import Reading
 
 BODY_S = 30.0  # a body of some kilobytes that takes longer is not meant well
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice, as Open WebUI and others read it."""
+
+    id: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Voices:
     """What can be asked for. `default`: null where a request must name its voice, or the voice has no name."""
 
-    voices: list[str]
+    voices: list[Voice]
     default: str | None
     tags: list[str]
     max_input_chars: int
@@ -52,6 +62,20 @@ class Models:
 
     data: list[Model]
     object: str = "list"
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """A model's name alone."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class AudioModels:
+    """All models, as Open WebUI reads them."""
+
+    models: list[ModelId]
 
 
 @dataclass(frozen=True)
@@ -101,15 +125,19 @@ class Names:
                 raise self._unknown("the parameter 'voice' is missing")
             return self.default
         if self.voices:
-            raise self._unknown(f"there is no voice {name[:80]!r}")
+            hint = (
+                f"; to map it, start the server with --alias {name}={self.voices[0]}" if name in OPENAI_VOICES else ""
+            )
+            raise self._unknown(f"there is no voice {name[:80]!r}", hint)
         if name in OPENAI_VOICES:
             raise Problem(400, f"{name!r} is a voice of OpenAI's, not of this model: ask for 'default', or start the "
                           f"server with --alias {name}=VOICE", "voice", "unknown_voice")  # fmt: skip
         return name  # a base whose voices are not known: any name may be right
 
-    def _unknown(self, what: str) -> Problem:
+    def _unknown(self, what: str, hint: str = "") -> Problem:
         more = f" (and {', '.join(self.aliases)})" if self.aliases else ""
-        return Problem(400, f"{what}: this model knows {', '.join(self.voices)}{more}", "voice", "unknown_voice")
+        return Problem(400, f"{what}: this model knows {', '.join(self.voices)}{more}{hint}", "voice",
+                       "unknown_voice")  # fmt: skip
 
 
 def model_name(tts: Any) -> str:
@@ -160,12 +188,18 @@ def create_app(
         """Everything that can be wrong with a request is found here, before it waits for a slot."""
         names.check_model(asked.model)
         voice = names.voice(asked.voice_name)
-        drawn = sampling if asked.seed is None else replace(sampling, seed=asked.seed)
+        own = {name: getattr(asked, name) for name in ("seed", "temperature", "top_p", "max_new_tokens")}
+        drawn = replace(sampling, **{name: value for name, value in own.items() if value is not None})
+        tokens = 0
+        read: Reading | Silence
         try:
             read = tts.read(asked.input, voice, drawn, reading, collected=not asked.stream, warn=False)
-            tokens = len(tts.renderer.text_ids(asked.input, voice)) if asked.stream_format == "sse" else 0
+            if asked.stream_format == "sse":
+                tokens = len(tts.renderer.text_ids(asked.input, voice))
         except UserError as error:
-            raise Problem(400, str(error), "input", "invalid_value") from None
+            if not options.skip_empty or any(c.isalnum() for c in normalise(asked.input)):
+                raise Problem(400, str(error), "input", "invalid_value") from None
+            read = Silence(drawn.seed or 0)
         return Answer(desk, asked, read, Encoder(asked.response_format, asked.speed), tokens,
                       tts.unknown_words(asked.input))  # fmt: skip
 
@@ -202,7 +236,7 @@ def create_app(
         200: {"description": "The audio, or events with the audio", "headers": ANSWER_HEADERS, "content": CONTENT},
         **described(404, 408, 413, 422, 429), **always, **guarded,
     }, openapi_extra={**security, "requestBody": {"required": True, "content": {"application/json": {
-        "schema": schema(options.max_input_chars, names.models, names.known)}}}})  # fmt: skip
+        "schema": schema(options.max_input_chars, sampling.max_new_tokens, names.models, names.known)}}}})  # fmt: skip
     async def speech(request: Request) -> Response:
         """Speak a text. Takes OpenAI's parameters, and `seed` and `stream`."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -210,13 +244,19 @@ def create_app(
             raise Problem(400, f"the body's Content-Type is {kind[:80] or 'missing'}, expected application/json",
                           code="invalid_content_type")  # fmt: skip
         body = await read_body(request, options.max_body_bytes, BODY_S)
-        answer = await run_in_threadpool(lambda: speech_of(parse(body, options.max_input_chars)))
+        limits = options.max_input_chars, sampling.max_new_tokens, known_tags(tts)
+        answer = await run_in_threadpool(lambda: speech_of(parse(body, *limits)))
         return Spoken(answer)
 
     @app.get("/v1/audio/voices", responses={**always, **guarded}, openapi_extra=security)
     async def voices() -> Voices:
         """The voices and tags that a text may use."""
-        return Voices(list(names.voices), names.default, known_tags(tts), options.max_input_chars)
+        return Voices([Voice(v, v) for v in names.voices], names.default, known_tags(tts), options.max_input_chars)
+
+    @app.get("/v1/audio/models", responses={**always, **guarded}, openapi_extra=security)
+    async def audio_models() -> AudioModels:
+        """The names that a request may give for the model."""
+        return AudioModels([ModelId(name) for name in names.models])
 
     @app.get("/v1/models", responses={**always, **guarded}, openapi_extra=security)
     async def models() -> Models:

@@ -68,7 +68,7 @@ def main(options: ServeOptions) -> None:
     return_memory()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
-    from orpheus.serve.app import create_app
+    from orpheus.serve.app import create_app, known_tags
 
     tts = load_voice(options.model)
     tts.engine = share(tts.engine, options.limits.max_concurrent)
@@ -78,7 +78,7 @@ def main(options: ServeOptions) -> None:
     if not local and not keys:
         log.warning("no API key is asked for: whoever reaches %s can speak with this voice", options.host)
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listener.getsockname()[1]}"
-    say(url, tts.voices, app.state.model, bool(keys))
+    say(url, tts.voices, app.state.model, bool(keys), known_tags(tts)[0])
     complete = asyncio.run(serve(app, listener, options.limits.shutdown_seconds))
     app.state.desk.pool.shutdown(wait=False, cancel_futures=True)
     tts.engine.close()
@@ -123,7 +123,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def say(url: str, voices: tuple[str, ...], model: str, keys: bool) -> None:
+def say(url: str, voices: tuple[str, ...], model: str, keys: bool, tag: str) -> None:
     """What is served, where, and a line to try."""
     shown = f"voices {', '.join(voices)}" if voices else "one voice without a name"
     voice = f', "voice": "{voices[0]}"' if voices else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orpheus.serve.admission import Admission
-from orpheus.speak.reading import Reading
 
 FIRST_AUDIO_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 PATHS = ("/", "/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models", "/v1/models",
@@ -47,8 +48,8 @@ class Counts:
         """A request's first byte of audio has come."""
         self._first_audio.observe(seconds)
 
-    def spoken(self, reading: Reading) -> None:
-        """A reading has ended, completely or not."""
+    def spoken(self, reading: Any) -> None:
+        """A reading (`orpheus.speak.reading.Reading`, or what is like it) has ended, completely or not."""
         self._audio.inc(reading.duration_s)
         self._tokens.inc(reading.tokens)
         for piece in reading.pieces:

@@ -33,6 +33,8 @@ class ServerOptions:
     """File with the keys that clients must show, one a line; ORPHEUS_API_KEYS may hold more. Default: none needed."""
     max_input_chars: int = 4 * 1024
     """Longest text of a request. OpenAI's limit."""
+    skip_empty: bool = False
+    """Answer a text without a letter or digit ('...', an emoji) with a quarter of a second of silence, not with 400."""
     max_concurrent: int = 8
     """Requests spoken at the same time: the slots of the batch."""
     max_queue: int = 32

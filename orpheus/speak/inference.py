@@ -306,7 +306,8 @@ class OrpheusInference:
 
     def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
         """Who speaks a text, and the checked text without its 'voice: '."""
-        return Voices(self.trained_voices, self.base_voices, self.has_adapter, self._told).choose(text, voice)
+        known = Voices(self.trained_voices, self.base_voices, self.has_adapter, self._told)
+        return known.choose(text, voice, *self.trained_tags[:1])
 
     def _warn_of(self, texts: Sequence[str], voices: set[str | None]) -> None:
         for warning in text_warnings(texts, self.voices, self.words):

@@ -164,8 +164,14 @@ def test_the_server_s_sampling_is_used(speaker):
     ({"seed": 1.5}, 400, "seed", "invalid_value", "integer"),
     ({"seed": True}, 400, "seed", "invalid_value", "integer"),
     ({"stream": "yes"}, 400, "stream", "invalid_value", "boolean"),
+    ({"temperature": 2.5}, 400, "temperature", "invalid_value", "less than or equal to 2"),
+    ({"top_p": 0}, 400, "top_p", "invalid_value", "top_p is 0: "),
+    ({"max_new_tokens": 6}, 400, "max_new_tokens", "invalid_value", "greater than or equal to 7"),
+    ({"max_new_tokens": 1201}, 400, "max_new_tokens", "invalid_value", "this server allows at most 1200"),
+    ({"model": None}, 400, "model", "missing_parameter", "'model' is missing"),
+    ({"input": "\U0001f600 ..."}, 400, "input", "invalid_value", "no letter, digit or tag"),
     ({"stream": False, "stream_format": "sse"}, 400, "stream", "invalid_value", "sse is a stream"),
-    ({"temperature": 1}, 400, "temperature", "unknown_parameter", "this server knows model, input, voice"),
+    ({"pitch": 1}, 400, "pitch", "unknown_parameter", "this server knows model, input, voice"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(client, speaker, change, status, param, code, words):
     error = error_of(speak(client, **change), status)
@@ -249,6 +255,45 @@ def test_large_bodies(speaker):
     assert speak(client, input="a" + longest[1:]).status_code == 200
 
 
+# ---- what clients other than OpenAI's send ----
+
+
+def test_null_is_absent(client, speaker):
+    nothing = dict.fromkeys(("voice", "speed", "response_format", "stream_format", "instructions", "stream", "top_p",
+                             "temperature", "max_new_tokens", "something_new"))  # fmt: skip
+    answer = speak(client, **nothing, input="Yes.")
+    assert error_of(answer, 400)["message"].startswith("the parameter 'voice' is missing")
+    answer = speak(client, **nothing | {"voice": "ben"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
+
+
+def test_sampling_may_be_asked_for(client, speaker):
+    speak(client, temperature=0, top_p=1, max_new_tokens=70)
+    speak(client)
+    assert [r.sampling for r in speaker.readings] == [SamplingOptions(0, 1, max_new_tokens=70, seed=3),
+                                                      SamplingOptions(seed=3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["...", "\U0001f600", " - ", "\u200b", "<>", "\n"])
+def test_a_text_that_says_nothing_can_be_a_silence(speaker, text):
+    client = TestClient(create_app(speaker, ServerOptions(skip_empty=True)))
+    for change in ({}, {"stream": False}):
+        answer = speak(client, input=text, **change)
+        assert (answer.status_code, answer.content) == (200, bytes(2 * 6000))
+    assert speak(client, input=text, response_format="mp3").status_code == 200
+    assert "speech.audio.done" in speak(client, input=text, stream_format="sse").text
+    assert error_of(speak(client, input=text, voice="eve"), 400)["param"] == "voice"
+    assert error_of(speak(client, input="<laugh"), 400)["param"] == "input"
+    assert error_of(speak(TestClient(create_app(speaker)), input=text), 400)["param"] == "input"
+
+
+def test_stock_names_and_tags_of_others_are_answered_with_ours(client, speaker):
+    assert "start the server with --alias nova=anna" in error_of(speak(client, voice="nova"), 400)["message"]
+    assert "--alias" not in error_of(speak(client, voice="eve"), 400)["message"]
+    speaker.trained_tags = ("giggles", "sighs", "gasps")
+    assert "tags like <giggles> or <sighs> into" in error_of(speak(client, instructions="Sad."), 400)["message"]
+
+
 # ---- voices ----
 
 
@@ -285,7 +330,10 @@ def test_voices_and_models(speaker):
     speaker.trained_tags = ("giggles",)
     client = TestClient(create_app(speaker, ServerOptions(model_name="elise", max_input_chars=50)))
     assert client.get("/v1/audio/voices").json() == {
-        "voices": ["anna", "ben"], "default": None, "tags": ["<giggles>"], "max_input_chars": 50}  # fmt: skip
+        "voices": [{"id": "anna", "name": "anna"}, {"id": "ben", "name": "ben"}], "default": None,
+        "tags": ["<giggles>"], "max_input_chars": 50}  # fmt: skip
+    names = ["elise", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"]
+    assert client.get("/v1/audio/models").json() == {"models": [{"id": name} for name in names]}
     models = client.get("/v1/models").json()
     assert models["object"] == "list" and [m["id"] for m in models["data"]] == ["elise"]
     assert models["data"][0] == client.get("/v1/models/elise").json() | {"object": "model"}

@@ -10,11 +10,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 from orpheus.serve.app import create_app
-from orpheus.serve.options import Keys
+from orpheus.serve.options import Keys, ServerOptions
 from orpheus.serve.requests import SpeechRequest
 from tests.support.speakers import Speaker
 
-APP = create_app(Speaker(voices=("anna",)), keys=Keys(frozenset({"sesame"})))
+APP = create_app(Speaker(voices=("anna",)), ServerOptions(max_input_chars=300), keys=Keys(frozenset({"sesame"})))
 KEY = {"Authorization": "Bearer sesame"}
 
 schema = schemathesis.openapi.from_asgi("/openapi.json", APP)
@@ -38,8 +38,8 @@ def test_speech_was_made_and_refused():
 
 def test_the_document_tells_the_truth():
     document = TestClient(APP).get("/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/audio/speech", "/v1/audio/voices", "/v1/models", "/v1/models/{name}",
-                                      "/health", "/metrics"}  # fmt: skip
+    assert set(document["paths"]) == {"/v1/audio/speech", "/v1/audio/voices", "/v1/audio/models", "/v1/models",
+                                      "/v1/models/{name}", "/health", "/metrics"}  # fmt: skip
     speech = document["paths"]["/v1/audio/speech"]["post"]
     body = speech["requestBody"]["content"]["application/json"]["schema"]
     assert set(body["properties"]) == set(SpeechRequest.__dataclass_fields__)

@@ -53,7 +53,7 @@ def asked(format: str, seed: int | None = 5, **more) -> dict:
 
 def test_the_voices_and_their_tags_are_known(url):
     known = httpx.get(f"{url}/v1/audio/voices").json()
-    assert known["voices"] == ["dan", "leo", "tara"] and known["default"] is None
+    assert [v["id"] for v in known["voices"]] == ["dan", "leo", "tara"] and known["default"] is None
     assert known["tags"] == ["<gasps>", "<giggles>", "<laughs>", "<sighs>"]  # those of its training alone
 
 
@@ -120,6 +120,8 @@ def test_openai_s_client_understands_the_errors(client, tts):
     with pytest.raises(openai.BadRequestError, match="this model knows dan, leo, tara") as wrong:
         client.audio.speech.create(**asked("mp3", voice="alloy"))
     assert (wrong.value.param, wrong.value.code) == ("voice", "unknown_voice")
+    with pytest.raises(openai.BadRequestError, match="write it as <gasps>"):
+        client.audio.speech.create(**asked("mp3", input="Oh <sigh"))
     with pytest.raises(openai.NotFoundError, match="this server has tiny_orpheus"):
         client.audio.speech.create(**asked("mp3", model="gpt-4"))
     with pytest.raises(openai.BadRequestError, match="unknown parameter 'pitch'"):

@@ -81,7 +81,7 @@ def create_app(server: PageServer) -> Any:
         return Response(page(), headers=headers())
 
     async def voices(request: Request) -> Response:
-        told = {"voices": ["anna", "ben"], "default": "ben", "tags": server.tags}
+        told = {"voices": [{"id": v, "name": v} for v in ("anna", "ben")], "default": "ben", "tags": server.tags}
         return no_key(request) or JSONResponse({**told, "max_input_chars": server.limit})
 
     async def models(request: Request) -> Response:

@@ -58,7 +58,7 @@ class Speaker:
 
     def read(self, text, voice, sampling, reading, *, collected=False, warn=True) -> FakeReading:
         made = FakeReading(self, check_text(text), voice, 4711 if sampling.seed is None else sampling.seed, reading)
-        made.collected = collected
+        made.collected, made.sampling = collected, sampling
         self.readings.append(made)
         return made
 
@@ -69,7 +69,7 @@ class FakeReading:
     def __init__(self, speaker: Speaker, text: str, voice: str | None, seed: int, reading: Any) -> None:
         self.speaker, self.text, self.voice, self.seed, self.reading = speaker, text, voice, seed, reading
         self.pieces: list[Any] = []
-        self.collected = False
+        self.collected, self.sampling = False, None
         self.tokens = self.made = 0
         self.duration_s = 0.0
         self.closed_at: float | None = None

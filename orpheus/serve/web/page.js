@@ -54,7 +54,7 @@ async function meet(signal) {
   server.model = models.data?.[0]?.id ?? null;
   server.limit = voices.max_input_chars ?? null;
   $("model").textContent = server.model ?? "";
-  const names = voices.voices ?? [];
+  const names = (voices.voices ?? []).map((voice) => voice.id);
   $("voice").replaceChildren(...(names.length ? names : [""]).map((name) => new Option(name || "the model's own", name)));
   $("voice").value = voices.default ?? names[0] ?? "";
   offer(voices.tags ?? []);
