@@ -3,7 +3,8 @@
     python inference.py                                        # three sample prompts -> generated_audio/
     python inference.py "Oh no, <sighs> not again." "<laughs> Yes!"
     python inference.py --voice tara --file lines.txt --out wavs
-    echo "Hello there." | python inference.py -
+    echo "Hello there." | python inference.py
+    python inference.py "Hello there." --out hello.mp3
     python inference.py --stream "A WAV that grows while it is spoken."
     python inference.py --pcm "Hello there." | aplay -f S16_LE -r 24000
     python inference.py --file book.txt --long --guard

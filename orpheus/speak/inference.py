@@ -103,6 +103,11 @@ class OrpheusInference:
             "versions": versions(),
         }
 
+    def __repr__(self) -> str:
+        about = self.provenance["model"]
+        adapter = f" with {about['adapter']}" if about.get("adapter") else ""
+        return f"OrpheusInference({about['base']}{adapter}, {self.engine.name})"
+
     @property
     def voices(self) -> tuple[str, ...]:
         """The voices that this model is known to have; empty: not known."""

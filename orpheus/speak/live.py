@@ -18,6 +18,7 @@ from orpheus.model.provenance import write_json
 from orpheus.speak.inference import OrpheusInference, load_voice
 from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Reading
+from orpheus.speak.speech import remove_stale
 
 LOG_EVERY_S = 30.0  # where stderr is no terminal
 
@@ -87,6 +88,7 @@ def to_wav(reading: Reading, path: Path, overwrite: bool = False) -> None:
                     bar.show()
         finally:
             if reading.samples:
+                remove_stale(path)
                 write_json(described, reading.describe())
 
 

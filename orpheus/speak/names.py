@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from orpheus.errors import disk_errors
+from orpheus.audio.recordings import FORMATS, refuse_existing
+from orpheus.errors import UserError, check_folder, disk_errors
 
 PREFIX, SUFFIX, MARK = "output_", ".wav", ".taken"
+SOUNDS = (*(f".{name}" for name in FORMATS), ".aac", ".m4a", ".mp4", ".wma", ".aiff", ".aif", ".oga", ".webm", ".pcm")
+"""Suffixes of sound files, those too that can't be written: nobody means a folder by them."""
 
 
 def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:
@@ -23,12 +26,36 @@ def output_paths(folder: Path, count: int, overwrite: bool) -> list[Path]:
     return [folder / f"{PREFIX}{first + i}{SUFFIX}" for i in range(count)]
 
 
+def is_file(out: Path) -> bool:
+    """Whether `out` names a sound file rather than a folder: by its suffix, unless there is such a folder."""
+    return out.suffix.lower() in SOUNDS and not out.is_dir()
+
+
+def check_out(out: Path, count: int, overwrite: bool, streamed: bool = False) -> None:
+    """UserError if `count` speeches can't go to `out`, a folder or one sound file, told before any is made."""
+    if not is_file(out):
+        return check_folder(out, "--out")
+    suffixes = [".wav"] if streamed else [f".{name}" for name in FORMATS]
+    if out.suffix.lower() not in suffixes:
+        raise UserError(f"--out is {out}: expected a folder, or a file in {', '.join(suffixes)}"
+                        + (", for what is streamed" if streamed else ""))  # fmt: skip
+    if count != 1:
+        raise UserError(f"--out is the file {out}, and there are {count} texts: name a folder")
+    check_folder(out.parent, "the folder of --out")
+    refuse_existing(out, overwrite)
+
+
 @contextmanager
 def reserved_paths(folder: Path, count: int, overwrite: bool) -> Iterator[list[Path]]:
     """`output_paths`, which no other program gets within the block. With `overwrite` nothing is reserved.
 
-    A hidden file stands for each name until its sound is written. UserError: the folder can't be written to.
+    For one speech `folder` may be the sound file itself. A hidden file stands for each name until its sound is written.
+    UserError: the folder can't be written to.
     """
+    if is_file(folder):
+        check_out(folder, count, overwrite)
+        yield [folder]
+        return
     if overwrite:
         yield output_paths(folder, count, overwrite)
         return

@@ -88,6 +88,11 @@ class Reading:
         self._closed = False
         self._chunks = self._read()
 
+    def __repr__(self) -> str:
+        said = " ".join(self.texts)
+        said = said if len(said) <= 40 else f"{said[:37]}..."
+        return f"Reading({said!r}, {len(self.pieces)} of {len(self.texts)} pieces, {self.duration_s:.2f} s)"
+
     @property
     def tokens(self) -> int:
         """Tokens drawn for the finished pieces."""

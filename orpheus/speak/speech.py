@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,49 @@ import numpy as np
 from orpheus.audio import recordings
 from orpheus.format.tokens import Codes
 from orpheus.model.provenance import write_json
+
+TIMES = ("first_audio_s", "total_s", "tokens_per_s", "realtime_factor")
+
+
+@contextmanager
+def described(path: Path, describe: Callable[[], dict[str, Any]], overwrite: bool) -> Iterator[None]:
+    """Around the writing of a sound file: the .json beside it that says how it was made.
+
+    One that tells of the same speech is shared. One of another speech is refused, or with `overwrite` replaced, and
+    sound files beside it, which it told of, are removed.
+    """
+    file = path.with_suffix(".json")
+    before = _told(file)
+    if before is not None and before == _lasting(describe()):
+        yield
+        return
+    recordings.refuse_existing(file, overwrite)
+    yield
+    remove_stale(path)
+    write_json(file, describe())
+
+
+def remove_stale(path: Path) -> None:
+    """Remove the other formats of what `path` held before, if a .json tells that it was a speech."""
+    if _told(path.with_suffix(".json")):
+        for other in {path.with_suffix(f".{suffix}") for suffix in recordings.FORMATS} - {path}:
+            other.unlink(missing_ok=True)
+
+
+def _told(file: Path) -> dict[str, Any] | None:
+    """What a .json says that is there; {} if it says nothing of a speech."""
+    if not file.exists():
+        return None
+    try:
+        return _lasting(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _lasting(about: dict[str, Any]) -> dict[str, Any]:
+    """What does not change when the same speech is made again: all but how long that took."""
+    plain = json.loads(json.dumps(about, default=str))
+    return {name: value for name, value in plain.items() if name not in TIMES}
 
 
 @dataclass(frozen=True)
@@ -83,14 +129,13 @@ class Speech:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the audio (format by suffix: .wav, .flac, .mp3, .opus, .ogg) and a .json beside it that says how.
 
-        Raises UserError if one of the two exists and `overwrite` is False, or if it can't be written. Each is
-        whole or not there.
+        Several formats of one speech share the .json. Raises UserError if the file exists, or a .json of another
+        speech, and `overwrite` is False, or if it can't be written. Each is whole or not there; what is overwritten
+        leaves nothing in other formats.
         """
         path = Path(path)
-        described = path.with_suffix(".json")
-        recordings.refuse_existing(described, overwrite)
-        recordings.write(path, self.samples, overwrite=overwrite)
-        write_json(described, self.describe())
+        with described(path, self.describe, overwrite):
+            recordings.write(path, self.samples, overwrite=overwrite)
         return path
 
     def plot(self) -> Any:

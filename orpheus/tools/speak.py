@@ -3,7 +3,8 @@
 orpheus speak                                        # three sample prompts -> generated_audio/
 orpheus speak "Oh no, <sighs> not again." "<laughs> Yes!"
 orpheus speak --voice tara --file lines.txt --out wavs
-echo "Hello there." | orpheus speak -
+echo "Hello there." | orpheus speak
+orpheus speak "Hello there." --out hello.mp3
 orpheus speak --stream "A WAV that grows while it is spoken."
 orpheus speak --pcm "Hello there." | aplay -f S16_LE -r 24000
 orpheus speak --file book.txt --long --guard
@@ -11,7 +12,6 @@ orpheus speak --file book.txt --long --guard
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Annotated
 
 import tyro
 
-from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
-from orpheus.errors import UserError, check_folder
+from orpheus.config import ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
+from orpheus.errors import UserError
+from orpheus.tools.prompts import read_prompts
 
 EMBEDDED_PROMPTS = (DEFAULT_PROMPTS[0], "<sighs> I missed you Anna, and I am so happy to see you today.",
                     "Oh no, <gasps> the tiger is in the kitchen. <laughs>")  # fmt: skip
@@ -32,13 +33,14 @@ class SpeakOptions:
     """Speak tagged prompts with a trained voice and write WAV files (24 kHz, mono)."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Texts to speak, with tags like <laughs> or <sighs>; '-' reads lines from stdin. Default: three samples."""
+    """Texts to speak, with tags like <laughs> or <sighs>; '-', or none and a pipe: each line of stdin is one. Default:
+    three samples."""
     file: Path | None = None
     """Speak each line of this UTF-8 text file."""
     voice: str | None = None
     """Voice for 'voice: text' prompts. Default: the one the adapter was trained on."""
     out: Path = Path("generated_audio")
-    """Folder for output_0.wav, output_1.wav, ..."""
+    """Folder for output_0.wav, output_1.wav, ...; for one text also a file: .wav, .flac, .mp3, .ogg or .opus."""
     overwrite: bool = False
     """Start at output_0.wav again instead of numbering on after the files that exist."""
     stream: bool = False
@@ -56,25 +58,9 @@ class SpeakOptions:
     reading: ReadingOptions = field(default_factory=ReadingOptions)
 
 
-def read_prompts(options: SpeakOptions) -> list[str]:
-    """The texts from the command line, the file or standard input; the default ones if none are given."""
-    lines = [p for p in options.prompts if p != "-"]
-    try:
-        if options.file is not None:
-            lines += options.file.read_text(encoding="utf-8").splitlines()
-        if "-" in options.prompts:
-            lines += sys.stdin.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read the prompts from {options.file or 'standard input'}: {error}") from error
-    texts = [line for line in lines if line.strip()]
-    if not texts and (options.prompts or options.file):
-        raise UserError("there is nothing to speak: every line is empty")
-    return ["\n".join(lines)] if texts and options.long else texts or list(DEFAULT_PROMPTS)
-
-
 def main(options: SpeakOptions) -> None:
     """Load the voice once, speak batch by batch, say what was written."""
-    texts = read_prompts(options)
+    texts = read_prompts(options.prompts, options.file, options.long)
     check(options, texts)
     if options.stream or options.pcm or options.long:
         from orpheus.speak.live import speak_aloud
@@ -108,7 +94,8 @@ def check(options: SpeakOptions, texts: Sequence[str]) -> None:
     if options.transcribe != "none" and (options.stream or options.pcm or options.long):
         raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
     from orpheus.speak.inference import check_speaking
+    from orpheus.speak.names import check_out
 
     if not options.pcm:
-        check_folder(options.out, "--out")
+        check_out(options.out, len(texts), options.overwrite, streamed=options.stream or options.long)
     check_speaking(options.model, texts, options.voice)

@@ -228,7 +228,7 @@ def speak_samples(options: SftOptions) -> None:
     speak += ["--overwrite"] if options.overwrite_samples else []
     speak += ["--voice", made.voices[0]] if made and made.voices else []
     speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
-    if subprocess.run(speak, check=False, env=_environment()).returncode != 0:
+    if subprocess.run(speak, check=False, env=_environment(), stdin=subprocess.DEVNULL).returncode != 0:
         raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
 
 

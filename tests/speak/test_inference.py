@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from orpheus.config import SamplingOptions
 from orpheus.errors import UserError
@@ -334,3 +335,40 @@ def test_a_damaged_sampling_is_named(base_dir, tmp_path, damage):
     (base / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"generation_config\.json is damaged"):
         own_sampling(base)
+
+
+# ---- one file by its name ----
+
+
+def test_one_text_into_one_file(tts, tmp_path):
+    spoken = tts.generate("Hello there.", seed=5, output_dir=tmp_path / "new" / "hello.flac")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["hello.flac", "hello.json"]
+    assert soundfile.info(tmp_path / "new" / "hello.flac").format == "FLAC"
+    assert repr(spoken) == f"[{spoken[0]!r}]" and len(repr(spoken)) < 120
+    with pytest.raises(UserError, match=r"hello.flac exists already"):
+        tts.generate("Hello there.", seed=5, output_dir=tmp_path / "new" / "hello.flac")
+    with pytest.raises(UserError, match="and there are 2 texts: name a folder"):
+        tts.generate(["One.", "Two."], output_dir=tmp_path / "both.wav")
+    (tmp_path / "folder.wav").mkdir()
+    tts.generate("Hello there.", seed=5, output_dir=tmp_path / "folder.wav")
+    assert (tmp_path / "folder.wav" / "output_0.wav").is_file()
+
+
+def test_formats_of_one_speech_share_the_json(tts, tmp_path):
+    one, again, other = (tts.generate(text, seed=seed)[0] for text, seed in (("One.", 5), ("One.", 5), ("Two.", 6)))
+    one.save(tmp_path / "a.wav")
+    told = (tmp_path / "a.json").read_text()
+    again.save(tmp_path / "a.mp3")
+    assert (tmp_path / "a.json").read_text() == told
+    with pytest.raises(UserError, match=r"a.json exists already"):
+        other.save(tmp_path / "a.flac")
+    assert not (tmp_path / "a.flac").exists()
+    other.save(tmp_path / "a.wav", overwrite=True)  # the MP3 is of another speech, of which nothing would tell now
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.wav"]
+    assert json.loads((tmp_path / "a.json").read_text())["text"] == "Two."
+
+
+def test_short_reprs(tts):
+    assert repr(tts).startswith("OrpheusInference(") and len(repr(tts)) < 200
+    reading = tts.read("Hello there. " * 50)
+    assert repr(reading).startswith("Reading('Hello there. Hello") and len(repr(reading)) < 120

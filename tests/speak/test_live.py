@@ -20,7 +20,8 @@ from orpheus.config import ReadingOptions, SamplingOptions
 from orpheus.data.usual import SpeechStatistics
 from orpheus.errors import UserError
 from orpheus.speak import live as aloud
-from orpheus.tools.speak import SpeakOptions, main, read_prompts
+from orpheus.tools.prompts import read_prompts
+from orpheus.tools.speak import SpeakOptions, main
 from tests.support.voices import ScriptedEngine, some_codes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ def speaking(tts, layout, monkeypatch):
     monkeypatch.setattr(tts, "engine", ScriptedEngine(layout, [ids]))
     monkeypatch.setattr(tts, "usual", SpeechStatistics(loudness_db=-60.0))
     monkeypatch.setattr(aloud, "load_voice", lambda options: tts)
+    monkeypatch.setattr("orpheus.speak.inference.look_up", lambda wish: None)
     return tts
 
 
@@ -110,7 +112,7 @@ def test_bad_texts_are_found_before_the_first_is_spoken(speaking, tmp_path):
 def test_long_makes_one_text_of_all_lines(speaking, tmp_path, capsys):
     (tmp_path / "book.txt").write_text("Hello there.\nAnd more.\n\nThe end.\n")
     asked = SpeakOptions(file=tmp_path / "book.txt", out=tmp_path, long=True, reading=ReadingOptions(piece_chars=12))
-    assert read_prompts(asked) == ["Hello there.\nAnd more.\n\nThe end."]
+    assert read_prompts((), asked.file, long=True) == ["Hello there.\nAnd more.\n\nThe end."]
     main(asked)
     told = json.loads((tmp_path / "output_0.json").read_text())
     assert [piece["text"] for piece in told["pieces"]] == ["Hello there.", "And more.", "The end."]

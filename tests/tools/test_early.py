@@ -26,6 +26,7 @@ def place(tmp_path_factory) -> Path:
     """A folder with things that are wrong, each in its own way."""
     folder = tmp_path_factory.mktemp("early")
     (folder / "file").write_text("hi")
+    (folder / "there.flac").write_text("")
     (folder / "empty").mkdir()
     (folder / "good.csv").write_text("file_name,text\n1.wav,hello there\n")
     (folder / "columns.csv").write_text("recording,words\n1.wav,hello there\n")
@@ -133,6 +134,11 @@ MISTAKES = {
     ("prepare", "--preset", "tiny", "--shard", "5"): "the shard is '5'",
     ("prepare", "--preset", "tiny", "--report", "empty"): "which is a folder",
     ("prepare", "--preset", "tiny", "--device", "gpu"): "unknown device",
+    ("speak", "--file", "latin.txt", *TINY): "byte 0xdc in line 1 is not UTF-8",
+    ("speak", "one", "two", *TINY, "--out", "both.wav"): "--out is the file both.wav, and there are 2 texts",
+    ("speak", "one", *TINY, "--out", "there.flac"): "there.flac exists already",
+    ("speak", "one", *TINY, "--out", "one.m4a"): "expected a folder, or a file in .wav, .flac",
+    ("speak", "one", *TINY, "--stream", "--out", "one.mp3"): "or a file in .wav, for what is streamed",
     ("speak", "hello", *TINY, "--out", "file/wavs"): "--out is file/wavs, and file is a file",
     ("evaluate", "--preset", "tiny", "--out", "file"): "--out is file",
     ("export", "--preset", "tiny", "--out", "empty"): "empty exists already",
