@@ -19,7 +19,7 @@ setup-engines: $(VENV)/.ready-engines  ## llama.cpp, built from source once (6 t
 
 demo: $(VENV)/.ready  ## hear the embedded voice, train a LoRA on a new one, and hear it (CPU, no download)
 	@echo "first the base as it is:"
-	$(BIN)/python inference.py --adapter None --preset tiny --voice tara --seed 3 --out generated_audio/base --overwrite \
+	$(BIN)/python inference.py --no-adapter --preset tiny --voice tara --seed 3 --out generated_audio/base --overwrite \
 		--transcribe auto "Good morning, I am so happy to see you today."
 	@echo
 	@echo "then a new voice, from the recordings in data/corpus:"
@@ -30,7 +30,7 @@ demo: $(VENV)/.ready  ## hear the embedded voice, train a LoRA on a new one, and
 	@echo "speak          $(BIN)/orpheus speak \"Hey there, <giggles> how are you?\""
 
 serve: $(VENV)/.ready  ## serve the embedded voice on http://127.0.0.1:8000: OpenAI's speech API and a web page
-	$(BIN)/python -m orpheus serve --adapter None --preset tiny
+	$(BIN)/python -m orpheus serve --no-adapter --preset tiny
 
 evaluate: $(VENV)/.ready-dev  ## measure the embedded base on its test clips (CPU, no download)
 	$(BIN)/python -m orpheus evaluate --preset tiny

@@ -290,7 +290,7 @@ class VoiceOptions:
     """Whose voice speaks: base, adapter, codec, and where they run."""
 
     adapter: str | None = "lora_model"
-    """Folder of the trained adapter; None speaks with the base model alone."""
+    """Folder of the trained adapter. With --no-adapter the base model speaks alone."""
     preset: PresetName = "auto"
     """Where base and codec come from when there is no adapter: orpheus-3b (hub, GPU), tiny (embedded), auto."""
     base: str | None = None

@@ -169,7 +169,7 @@ def named(wish: Wish, engine: str) -> Named:
     if base and own and own.merged_from and folder and (not trained or trained.base != portable_name(base)):
         raise UserError(
             f"'{base}' has the adapter {own.merged_from} inside already, and '{folder}' was not trained on it: "
-            "speak with it alone (--adapter None), or name the adapter's own base"
+            "speak with it alone (--no-adapter), or name the adapter's own base"
         )
     made = trained if folder else own
     if not base:

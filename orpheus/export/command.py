@@ -92,7 +92,7 @@ def main(options: ExportOptions) -> None:
             write_tensorrt_llm(partial)
     write_json(out.with_name(f"{out.name}.check.json"), record)
     size = sum(f.stat().st_size for f in ([out] if out.is_file() else out.iterdir()))
-    print(f"{out}: {size / 1e9:.3f} GB. Speak with it:  python inference.py --adapter None --base {out}")
+    print(f"{out}: {size / 1e9:.3f} GB. Speak with it:  python inference.py --no-adapter --base {out}")
 
 
 def check(options: ExportOptions, out: Path) -> Source:

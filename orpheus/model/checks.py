@@ -87,7 +87,7 @@ def check_lora_file(folder: Path, model: Any, base: str) -> int:
             there = f"{ADAPTER_CONFIG} promises {wanted[name]}" if name in wanted else "there is no such layer"
             raise UserError(f"{what} does not fit the base '{base}': {name} is {shape}, {there}: {hint}")
     if not any(bool(tensor.any()) for name, tensor in found.items() if ".lora_A" not in name):
-        raise UserError(f"{what} does nothing: all that it adds is zero. Train it, or speak with --adapter None")
+        raise UserError(f"{what} does nothing: all that it adds is zero. Train it, or speak with --no-adapter")
     return len({module_of(name) for name in got})
 
 

@@ -1,7 +1,7 @@
 """Serve a voice: OpenAI's speech API and a web page, for programs and people.
 
 orpheus serve                                            # the adapter in lora_model
-orpheus serve --adapter None --preset tiny               # the embedded voice, on any machine
+orpheus serve --no-adapter --preset tiny               # the embedded voice, on any machine
 """
 
 from __future__ import annotations

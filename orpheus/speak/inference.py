@@ -104,9 +104,7 @@ class OrpheusInference:
         }
 
     def __repr__(self) -> str:
-        about = self.provenance["model"]
-        adapter = f" with {about['adapter']}" if about.get("adapter") else ""
-        return f"OrpheusInference({about['base']}{adapter}, {self.engine.name})"
+        return f"OrpheusInference({self.provenance['model']['base']}, {self.engine.name})"
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -388,18 +386,15 @@ def wish_of(options: VoiceOptions) -> Wish:
 
 
 def check_speaking(options: VoiceOptions, texts: Sequence[str] = (), voice: str | None = None) -> Voices | None:
-    """The voices of the model that the options describe, by its small files: before anything heavy is loaded.
+    """The voices of the model that the options describe, by its small files; None: a .gguf file, which says them inside.
 
-    None: a .gguf file, which says them inside. UserError as loading and speaking would: a file that is missing or does
-    not fit, a bad text, an unknown voice.
+    UserError as loading and speaking would: a file that is missing or does not fit, a bad text, an unknown voice.
     """
     for text in texts:
         check_text(text)
     check_voice(voice, ())
     named = look_up(wish_of(options))
-    if named is None:
-        return None
-    voices = named.voices
+    voices = named.voices if named else None
     for text in texts:
-        voices.choose(text, voice)
+        _ = voices and voices.choose(text, voice)
     return voices

@@ -41,7 +41,7 @@ def described(path: Path, describe: Callable[[], dict[str, Any]], overwrite: boo
 
 def remove_stale(path: Path) -> None:
     """Remove the other formats of what `path` held before, if a .json tells that it was a speech."""
-    if _told(path.with_suffix(".json")):
+    if {"text", "seed"} <= (_told(path.with_suffix(".json")) or {}).keys():
         for other in {path.with_suffix(f".{suffix}") for suffix in recordings.FORMATS} - {path}:
             other.unlink(missing_ok=True)
 

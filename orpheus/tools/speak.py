@@ -15,11 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from orpheus.config import ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
+from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, SamplingOptions, VoiceOptions
 from orpheus.errors import UserError
 from orpheus.tools.prompts import read_prompts
 
@@ -32,7 +29,7 @@ EMBEDDED_PROMPTS = (DEFAULT_PROMPTS[0], "<sighs> I missed you Anna, and I am so 
 class SpeakOptions:
     """Speak tagged prompts with a trained voice and write WAV files (24 kHz, mono)."""
 
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    prompts: tuple[str, ...] = field(default=(), metadata={"positional": True})
     """Texts to speak, with tags like <laughs> or <sighs>; '-', or none and a pipe: each line of stdin is one. Default:
     three samples."""
     file: Path | None = None
@@ -72,7 +69,7 @@ def main(options: SpeakOptions) -> None:
 
     recogniser = find_recogniser(options.transcribe)
     tts = load_voice(options.model)
-    if not options.prompts and not options.file and tts.unknown_words(" ".join(texts)):
+    if texts == list(DEFAULT_PROMPTS) and tts.unknown_words(" ".join(texts)):
         texts = list(EMBEDDED_PROMPTS)
     for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
                                            batch_size=options.batch_size, overwrite=options.overwrite,

@@ -67,7 +67,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capsys)
     def version(package: str) -> str:
         if package in ("trl", "pocketsphinx"):
             raise metadata.PackageNotFoundError(package)
-        return "0.1" if package == "tyro" else real(package)
+        return "0.1" if package == "sentencex" else real(package)
 
     real = metadata.version
     monkeypatch.setattr(metadata, "version", version)
