@@ -386,7 +386,7 @@ def wish_of(options: VoiceOptions) -> Wish:
 
 
 def check_speaking(options: VoiceOptions, texts: Sequence[str] = (), voice: str | None = None) -> Voices | None:
-    """The voices of the model that the options describe, by its small files; None: a .gguf file, which says them inside.
+    """The voices of the model that the options describe, by its small files; None: a .gguf file says them inside.
 
     UserError as loading and speaking would: a file that is missing or does not fit, a bad text, an unknown voice.
     """
