@@ -339,23 +339,27 @@ def test_a_damaged_sampling_is_named(base_dir, tmp_path, damage):
 
 # ---- one file by its name ----
 
+SOME: dict = {"decoding": "framed", "max_new_tokens": 35}  # so that a random model says something
+
 
 def test_one_text_into_one_file(tts, tmp_path):
-    spoken = tts.generate("Hello there.", seed=5, output_dir=tmp_path / "new" / "hello.flac")
+    spoken = tts.generate("Hello there.", seed=5, **SOME, output_dir=tmp_path / "new" / "hello.flac")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["hello.flac", "hello.json"]
     assert soundfile.info(tmp_path / "new" / "hello.flac").format == "FLAC"
     assert repr(spoken) == f"[{spoken[0]!r}]" and len(repr(spoken)) < 120
     with pytest.raises(UserError, match=r"hello.flac exists already"):
-        tts.generate("Hello there.", seed=5, output_dir=tmp_path / "new" / "hello.flac")
+        tts.generate("Hello there.", seed=5, **SOME, output_dir=tmp_path / "new" / "hello.flac")
     with pytest.raises(UserError, match="and there are 2 texts: name a folder"):
         tts.generate(["One.", "Two."], output_dir=tmp_path / "both.wav")
     (tmp_path / "folder.wav").mkdir()
-    tts.generate("Hello there.", seed=5, output_dir=tmp_path / "folder.wav")
+    tts.generate("Hello there.", seed=5, **SOME, output_dir=tmp_path / "folder.wav")
     assert (tmp_path / "folder.wav" / "output_0.wav").is_file()
 
 
 def test_formats_of_one_speech_share_the_json(tts, tmp_path):
-    one, again, other = (tts.generate(text, seed=seed)[0] for text, seed in (("One.", 5), ("One.", 5), ("Two.", 6)))
+    one, again, other = (
+        tts.generate(text, seed=seed, **SOME)[0] for text, seed in (("One.", 5), ("One.", 5), ("Two.", 6))
+    )
     one.save(tmp_path / "a.wav")
     told = (tmp_path / "a.json").read_text()
     again.save(tmp_path / "a.mp3")
