@@ -9,7 +9,6 @@ Everything is computed in float32: with less, codes flip, and a stream no longer
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +20,9 @@ import numpy as np
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.errors import MissingPackage, UserError
 from orpheus.format.tokens import CODEBOOK_SIZE, LAYER_RATE, ORPHEUS, Codes
+from orpheus.model.checks import check_numbers
 from orpheus.model.hub import fetch, local_folder
+from orpheus.model.provenance import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -70,18 +71,25 @@ class SnacCodec:
         import torch
 
         config_file, weight_file = _find(str(id_or_path))
+        config = read_json(config_file, "use the published codec")
+        weights = _read_weights(weight_file)
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
+            with torch.device("meta"):  # nothing is allocated for a config that asks for too much
+                sketch = SNAC(**config)
+            _check_format(sketch, str(id_or_path))
+            if {name: tensor.shape for name, tensor in sketch.state_dict().items()} != {
+                name: tensor.shape for name, tensor in weights.items()
+            }:
+                raise UserError(f"{weight_file} does not fit its config.json: use the files of one and the same codec")
             # SNAC draws initial weights; the caller's random state must not notice.
             with torch.random.fork_rng(devices=[]):
                 model = SNAC(**config)
-        except (ValueError, TypeError, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # SNAC checks nothing itself: TypeError, ValueError, IndexError, RuntimeError, ...
             raise UserError(f"{config_file} is not the config of a SNAC codec: {error}") from error
-        _check_format(model, str(id_or_path))
-        try:
-            model.load_state_dict(_read_weights(weight_file))
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"{weight_file} does not fit its config.json: {str(error).splitlines()[-1]}") from error
+        check_numbers(weights, f"the codec's {weight_file}")
+        model.load_state_dict(weights)
         return cls(model.to(device), str(id_or_path))
 
     @classmethod
@@ -328,7 +336,10 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+            raise ValueError("it holds other things than named tensors")
+        return weights
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} is damaged or holds more than tensors; it is refused, for it could run code: "

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from orpheus.config import BASE_VOICES, Preset, resolve_preset
 from orpheus.errors import MissingPackage, UserError
 from orpheus.format.tokens import TokenLayout
+from orpheus.model.checks import check_base, check_finite
 from orpheus.model.hub import fetch, local_folder, portable_name
 from orpheus.model.provenance import Provenance
 from orpheus.model.with_unsloth import check_context, load_with_unsloth
@@ -173,6 +174,7 @@ def load_base(
         raise UserError("several processes are for the transformers back end: leave out --backend unsloth")
     folder = local_folder(base, "base model")
     source = str(folder or base)
+    check_base(str(base))
     if load_in_4bit:
         _need_bitsandbytes()
     if dtype is None:
@@ -190,6 +192,7 @@ def load_base(
             f"the base model '{base}' was to be loaded in 4 bit, but none of its layers is: bitsandbytes can't be used "
             "on this machine (python -m bitsandbytes says why). Repair it, or train with --no-load-in-4bit"
         )
+    check_finite(model, str(base))
     layout = TokenLayout.from_tokenizer(tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < layout.audio_end:
@@ -243,8 +246,9 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
 
     def load() -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
+            output_loading_info=True,
             trust_remote_code=False,  # a base is data: its own Python is never run, nor asked about
             dtype=dtype,
             device_map={"": device},
@@ -252,6 +256,9 @@ def _load_transformers(base: str, in_4bit: bool, dtype: Any, device: str) -> tup
             attn_implementation="sdpa",
             **({"quantization_config": quantised} if in_4bit else {}),
         )
+        model, loading = loaded
+        if missing := sorted(loading["missing_keys"]):  # they would be random
+            raise UserError(f"the base model '{base}' lacks {len(missing)} of its weights, such as {missing[0]}")
         return model, tokenizer
 
     model, tokenizer = _fetch_base(base, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,11 @@ from orpheus.model.hub import fetch, local_folder
 from orpheus.model.provenance import RESTORE, read_json
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+MOST = {"num_hidden_layers": 1024, "hidden_size": 2**16, "intermediate_size": 2**20, "vocab_size": 2**22,
+        "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "head_dim": 2**12,
+        "max_position_embeddings": 2**27}  # fmt: skip
+"""The largest figures that are believed, several times those of any model so far."""
 MOST_RANK, MOST_SCALE = 2**16, 2.0**24
 
 Shapes = dict[str, tuple[int, ...]]
@@ -26,6 +32,81 @@ def base_config(base: str) -> dict[str, Any]:
         path = fetch("base model", base, lambda: hf_hub_download(base, "config.json"), "use the embedded one")
         return read_json(Path(path), "fetch it again")
     return read_json(folder / "config.json", "use another base, or restore it")
+
+
+def check_base(base: str) -> None:
+    """Refuse a base by its small files, before anything is built from it.
+
+    UserError, one line: figures that no model has, a quantisation that can't be read, shards outside of the folder (an
+    index may name any path), integer weights, weights of another size than the config says.
+    """
+    config, what = base_config(base), f"the base model '{base}'"
+    for name, most in MOST.items():
+        value = config.get(name)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise UserError(f"{what} is damaged: {name} is {str(value)[:40]} in its config.json, expected 1 to {most}")
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    if method not in (None, "bitsandbytes"):
+        raise UserError(f"{what} is quantised with {str(method)[:40]}, expected 16 or 32 bit, or bitsandbytes: name "
+                        "the unquantised one")  # fmt: skip
+    if folder := local_folder(base, "base model"):
+        _check_headers(_headers(folder, what), config, what)
+
+
+def _headers(folder: Path, what: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The kind (F16, BF16, I32, ...) and shape of each tensor of a model in safetensors: headers alone are read."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file() and not (folder / names[0]).is_file():
+        shards = read_json(index, RESTORE).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(f"{index} is damaged: its weight_map names no files: {RESTORE}")
+        names = sorted(set(shards.values()))
+        outside = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
+        if outside:
+            raise UserError(f"{index} is refused: it names '{outside[0][:80]}', which is not a file of that folder")
+    found = {}
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise UserError(f"{what} has no {path.name}: weights are read from safetensors alone")
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no dict)
+                    part = tensors.get_slice(name)
+                    found[name] = part.get_dtype(), tuple(part.get_shape())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"base model: the folder {folder} can't be loaded: {path.name}: {error}") from error
+    return found
+
+
+def _check_headers(tensors: dict[str, tuple[str, tuple[int, ...]]], config: dict[str, Any], what: str) -> None:
+    wholes = [name for name, (kind, _) in tensors.items() if kind not in FLOATS]
+    if wholes and not config.get("quantization_config"):
+        raise UserError(f"{what} holds {tensors[wholes[0]][0]} in {wholes[0]}, expected floating point: {RESTORE}")
+    embedding = tensors.get("model.embed_tokens.weight")
+    wanted = config.get("vocab_size"), config.get("hidden_size")
+    layers = {int(part[2]) for name in tensors if (part := name.split("."))[:2] == ["model", "layers"]
+              and part[2].isdecimal()}  # fmt: skip
+    if embedding and embedding[1] != wanted:
+        raise UserError(f"{what} does not fit its config.json: the embedding is {embedding[1]}, expected {wanted}")
+    if layers and layers != set(range(config.get("num_hidden_layers") or 0)):
+        raise UserError(f"{what} does not fit its config.json: it has the weights of {len(layers)} layers, expected "
+                        f"{config.get('num_hidden_layers')}")  # fmt: skip
+
+
+def check_finite(model: Any, base: str) -> None:
+    """UserError for the first weight of a loaded model that is NaN or infinite, 4-bit ones included."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        state = getattr(weight, "quant_state", None)  # in 4 bit: the scales are infinite where a weight was
+        parts = [weight] if state is None else [state.absmax, getattr(state, "offset", None)]
+        for part in parts:
+            if part is not None and part.is_floating_point() and not bool(part.sum(dtype=torch.float32).isfinite()):
+                raise UserError(f"the base model '{base}' is damaged: {name} holds NaN or infinity: {RESTORE}")
 
 
 def tensors_of(path: Path, what: str) -> dict[str, Any]:
