@@ -183,7 +183,7 @@ def read_codes(path: Path) -> Codes | None:
         with np.load(path, allow_pickle=False) as layers:
             codes = Codes(*(layers[name] for name in Codes._fields))
         ORPHEUS.flatten(codes)  # for its checks of types, lengths and ranges
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile):
         return None
     return codes
 

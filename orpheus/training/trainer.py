@@ -5,7 +5,6 @@ The data sets hold finished sequences (`input_ids`, `labels`, `length`); nothing
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import sys
@@ -23,7 +22,7 @@ from orpheus.format.prompt import IGNORE
 from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
 from orpheus.model.adapter import trainable_parameters
 from orpheus.model.base import LoadedModel
-from orpheus.model.provenance import write_json
+from orpheus.model.provenance import read_json, write_json
 from orpheus.processes import is_main, wait_for_all, world_size
 from orpheus.training.batches import Collator, LengthGrouped, check_known
 from orpheus.training.checkpoints import FOLDER as CHECKPOINT_FOLDER
@@ -68,9 +67,9 @@ class TrainSummary:
         """Read it from the training_log.json that `save` wrote. UserError if there is none, or it is damaged."""
         path = folder / LOG_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} can't be read ({error}): train again with --overwrite") from error
+            return cls(**read_json(path, "train again with --overwrite"))
+        except TypeError as error:
+            raise UserError(f"{path} is damaged ({error}): train again with --overwrite") from error
 
     def save(self, folder: Path) -> None:
         """Write training_log.json and the loss curves, loss.png, into `folder`."""
@@ -136,13 +135,25 @@ def train(
     with disk_errors(f"the training can't write its files to {folder}", keep), stop_on_interrupt() as interrupt:
         progress = _progress(interrupt)
         trainer.add_callback(progress)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _run(trainer, checkpoint, progress)
         # Ctrl-C in the very last step interrupts nothing: the training is done.
         interrupted = bool(interrupt) and trainer.state.global_step < trainer.state.max_steps
         if len(validation_set) and not interrupted and trainer.state.global_step not in _eval_steps(trainer):
             trainer.evaluate()
     tokens = int(trainer.state.num_input_tokens_seen) - progress.tokens_before
     return _summarise(loaded, trainer, interrupted, time.perf_counter() - started, tokens)
+
+
+def _run(trainer: Any, checkpoint: Path | None, progress: Any) -> None:
+    """Train, from a checkpoint if there is one. UserError for one that can't be read: that fails in many ways."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if checkpoint is None or progress.stepped or isinstance(error, UserError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"can't resume from {checkpoint}: {reason}. Delete it: --resume goes on from the one before "
+                        "it, or from the beginning") from error  # fmt: skip
 
 
 # ---- the trainer ----
@@ -295,12 +306,16 @@ def _progress(interrupt: Interrupt) -> Any:
 
     class Progress(TrainerCallback):
         bar: Any = None
+        stepped = False  # whatever is resumed has been read
         tokens_before = 0  # those of the sessions before this one, when resumed
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.tokens_before = state.num_input_tokens_seen
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step",
                             mininterval=1.0)  # fmt: skip
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.stepped = True
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.update(state.global_step - self.bar.n)

@@ -129,6 +129,13 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(lively_base, corpus, tmp_p
     resume = replace(OPTIONS, resume=True)
     with pytest.raises(UserError, match="can't resume.*data was x, is y"):
         train(adapter(lively_base), corpus, corpus.select([]), resume, tmp_path, {"data": "y"})
+    for name in ("optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"):
+        damaged = tmp_path / "checkpoints" / "checkpoint-4" / name
+        before = damaged.read_bytes()
+        damaged.write_bytes(b"damaged")
+        with pytest.raises(UserError, match="can't resume from .*checkpoint-4: .*Delete it"):
+            train(adapter(lively_base), corpus, corpus.select([]), resume, tmp_path, IDENTITY)
+        damaged.write_bytes(before)
     # A checkpoint that was cut off while it was written is passed over.
     (tmp_path / "checkpoints" / "checkpoint-6").mkdir()
     resumed = adapter(lively_base)
