@@ -230,6 +230,7 @@ def _make_trainer(
         mean = float(losses[:, 1:][labels[:, 1:] != IGNORE].mean())  # nobody predicts the first token
         return losses_by_slot(losses, labels, loaded.layout) | {"by_token": mean}
 
+    adapter = [(parameter, parameter.data) for parameter in loaded.model.parameters() if parameter.requires_grad]
     trainer = SpeechTrainer(
         model=loaded.model,
         args=SFTConfig(**arguments),
@@ -241,10 +242,9 @@ def _make_trainer(
         compute_metrics=by_slot,
     )
     trainer.remove_callback(PrinterCallback)
-    # trl turns the adapter of a 4-bit model into bfloat16, where small updates are lost and fp16's scaler fails.
-    for parameter in loaded.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    # trl rounds the adapter of a 4-bit model to bfloat16, where small updates are lost and fp16's scaler fails.
+    for parameter, data in adapter:
+        parameter.data = data.float()
     # Unsloth sets these, and a validation after training would round the adapter just before it is saved.
     trainer.args.bf16_full_eval = trainer.args.fp16_full_eval = False
     return trainer

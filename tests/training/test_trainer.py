@@ -270,6 +270,15 @@ def test_nothing_to_train_on_and_packing_with_unsloth(lively_base, corpus, tmp_p
         train(as_unsloth, corpus, corpus, replace(OPTIONS, packing=True), tmp_path, IDENTITY)
 
 
+def test_the_first_weights_of_a_4_bit_model_s_adapter_are_not_rounded(lively_base, corpus, tmp_path):
+    """trl would round them to bfloat16."""
+    loaded = adapter(lively_base, in_4bit=True)
+    before = weights(loaded)
+    _make_trainer(loaded, corpus, corpus, OPTIONS, tmp_path)
+    after = weights(loaded)
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
+
+
 def test_ids_that_the_base_never_learnt_are_named(lively_base, corpus, tmp_path, layout):
     """Unsloth ends in a ValueError there, transformers trains what can't be learnt."""
     loaded = adapter(lively_base)
