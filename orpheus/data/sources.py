@@ -211,7 +211,8 @@ def _from_table(table: Table, path: Path, folder: Path, options: CorpusOptions) 
             record = _record(columns, str(cell or f"line {line}"), {name: row.get(name) for name in columns}, folder)
             yield _found(record, cell, files) if isinstance(cell, str) and cell else record
 
-    return Source(str(path), len(table.rows), records, f"{table.layout}; {columns.said}")
+    said = "" if table.complete else f"; {columns.said}"
+    return Source(str(path), len(table.rows), records, f"{table.layout}{said}")
 
 
 def _found(record: Record, cell: str, files: Files) -> Record:

@@ -39,6 +39,7 @@ class Table:
     rows: list[dict[str, Any]]
     lines: list[int]
     layout: str
+    complete: bool = False  # whether `layout` says what each column is for
 
 
 def read_table(path: Path, options: CorpusOptions, files: Files) -> Table:
@@ -68,6 +69,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
+    if text[:100].count("\0") > 10:
+        raise UserError(f"{path} is not UTF-8 text (every second byte or so is zero): save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -97,7 +100,7 @@ def _json_table(path: Path, text: str) -> Table:
     for number, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{path} line {number} is {type(row).__name__}, expected an object {{...}}")
-        if row.get("offset"):
+        if str(row.get("offset") or 0).strip("0."):
             raise UserError(
                 f"{path} line {number} begins {row['offset']} s into its recording (offset): only whole recordings "
                 "are read, so cut it into clips first"
@@ -151,7 +154,12 @@ def _literal(lines: list[str], separator: str) -> list[Cells]:
         return rows
     columns = zip(*(row for _, row in rows), strict=False)
     around = any(all(re.fullmatch(r'\s*".*"\s*', cell) for cell in column) for column in columns)
-    return parsed if around or any('""' in line for line in lines) else rows
+    doubled = any('""' in line for line in lines)
+    return parsed if around or doubled or len(_widths(parsed)) < len(_widths(rows)) else rows
+
+
+def _widths(rows: list[Cells]) -> set[int]:
+    return {len(row) for _, row in rows}
 
 
 def _quoted(lines: list[str], separator: str, path: Path, files: Files) -> list[Cells]:
@@ -262,7 +270,7 @@ def _by_contents(rows: list[Cells], by: str, path: Path, options: CorpusOptions,
         names[options.voice_column] = [found.voice]
     table = [{name: next((columns[place][n] for place in places if columns[place][n]), None)
               for name, places in names.items()} for n in range(len(rows))]  # fmt: skip
-    return Table(table, [number for number, _ in rows], f"{by}, no header: {found.said}")
+    return Table(table, [number for number, _ in rows], f"{by}, no header: {found.said}", True)
 
 
 def _audio_column(columns: Sequence[Sequence[str]], path: Path, files: Files) -> int:

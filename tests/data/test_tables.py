@@ -192,6 +192,16 @@ def test_quotes_belong_to_the_text_unless_a_program_put_them_there(separator, tm
 # ---- what programs write ----
 
 
+@pytest.mark.parametrize("separator", ["|", "\t"])
+def test_a_separator_in_quotes_belongs_to_the_text(separator, tmp_path):
+    rows = [["c1", f"One {separator} two."], ["c2", 'An inch "or" so.'], ["c3", "Three."]]
+    path = folder_with(tmp_path, *clips(3)) / "metadata.csv"
+    for header in ([], [["file_name", "text"]]):
+        lines = [[cell if separator not in cell else f'"{cell}"' for cell in row] for row in header + rows]
+        path.write_text("".join(separator.join(line) + "\n" for line in lines))
+        assert texts(path) == [row[1].strip() for row in rows]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -217,6 +227,9 @@ def test_nemo_manifest(tmp_path):
     assert texts(folder / "manifest.json") == list(SENTENCES[:2])
     (folder / "manifest.json").write_text(json.dumps(lines))
     assert texts(folder / "manifest.json") == list(SENTENCES[:2])
+    for offset in (0, 0.0, "0.0", None):
+        (folder / "m.jsonl").write_text(json.dumps(lines[0] | {"offset": offset}))
+        assert texts(folder / "m.jsonl") == [SENTENCES[0]]
     (folder / "m.jsonl").write_text(json.dumps(lines[0] | {"offset": 1.5}))
     with pytest.raises(UserError, match=r"line 1 begins 1.5 s into its recording"):
         opened(folder / "m.jsonl")
@@ -283,6 +296,7 @@ def test_two_names_that_differ_in_case_are_two(tmp_path):
     (b"a.wav,Hello\nb.wav,Hi\n", "line 1 is no header with a column 'text'"),
     (b",,\n,,\n", "holds no clips"),
     (b"sep=;\n", "holds no clips"),
+    ("file_name,text\na.wav,Hi\n".encode("utf-16-le"), "not UTF-8 text .*zero"),
     (b"\n\n", "holds no clips"),
 ])  # fmt: skip
 def test_tables_that_can_not_be_meant(content, why, tmp_path):
