@@ -243,7 +243,11 @@ def generate_unsloth(settings: Settings, name: str, *, adapter: str) -> dict[str
 
     with timed() as loading:
         model, tokenizer = FastLanguageModel.from_pretrained(
-            model_name=str(settings.folder(adapter)), max_seq_length=MAX_SEQ_LENGTH, dtype=None, load_in_4bit=True
+            model_name=str(settings.folder(adapter)),
+            max_seq_length=MAX_SEQ_LENGTH,
+            dtype=None,
+            load_in_4bit=True,
+            trust_remote_code=False,
         )
         FastLanguageModel.for_inference(model)
     layout = TokenLayout.from_tokenizer(tokenizer)
