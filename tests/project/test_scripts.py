@@ -186,7 +186,7 @@ def test_an_output_folder_that_can_t_be_written(small, tmp_path):
         (["--adapter", "nowhere"], "no adapter in 'nowhere'"),
         (["--file", "none.txt"], "can't read the prompts from none.txt"),
         (["--file", "empty.txt"], "every line is empty"),
-        (["--file", "latin.txt"], "can't read the prompts"),
+        (["--file", "latin.txt"], "can't read the texts"),
         (["--batch-size", "0"], "batch-size is 0"),
     ],
 )
