@@ -14,10 +14,13 @@ object store of its own, for work without any exchange between the parts.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import math
 import os
 import re
+import sys
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -167,9 +170,17 @@ class Encoder:
                     np.savez(partial, **small._asdict())
                 self.codes[key] = small
                 self.shown.add(lengths[key] / recordings.SAMPLE_RATE_HZ)
+            _give_back()
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.npz"
+
+
+def _give_back() -> None:
+    """Freed memory to the system: clips of fifty lengths left 1.3 GB of holes in the heap of glibc."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def frames_of(samples: np.ndarray, codec: Any) -> int:
