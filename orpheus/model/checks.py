@@ -107,7 +107,7 @@ def check_finite(model: Any, base: str) -> None:
         for part in parts:
             if part is not None and part.is_floating_point() and not bool(part.sum(dtype=torch.float32).isfinite()):
                 if weight.dtype == torch.float16:  # whose largest number is 65504: nothing need be wrong with the file
-                    raise UserError(f"{name} of the base model '{base}' holds numbers that float16 can't: use bfloat16, "
+                    raise UserError(f"{name} of the base model '{base}' holds numbers that float16 can't: use bfloat16 "
                                     f"or, if it is damaged, {RESTORE}")  # fmt: skip
                 raise UserError(f"the base model '{base}' is damaged: {name} holds NaN or infinity: {RESTORE}")
 
