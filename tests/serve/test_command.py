@@ -136,7 +136,8 @@ def test_more_silent_connections_than_descriptors():
             connection.close()
         server.process.send_signal(signal.SIGTERM)
         code, said = server.end()
-        assert code == 0 and len(said) < 2000 and said.count("connections dropped") == 1
+        logged = [line for line in said.splitlines() if re.match(r"\d{4}-", line)]  # the rest are progress bars
+        assert code == 0 and len(logged) < 12 and said.count("connections dropped") == 1
         assert re.search(
             r"^\d{4}-\d\d-\d\d \S+ INFO POST /v1/audio/speech 200 in .* s, id \w+: 35 characters", said, re.M
         )
