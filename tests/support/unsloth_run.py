@@ -72,7 +72,7 @@ def main(run: Run) -> dict[str, Any]:
     if run.backend == "unsloth":
         from tests.support import stand_in_gpu
 
-        stand_in_gpu.install(stand_in_gpu.A100 if run.dtype == "bfloat16" else stand_in_gpu.T4)
+        stand_in_gpu.install()
         from orpheus.model.with_unsloth import SETTINGS
 
         os.environ.update(SETTINGS)
