@@ -172,20 +172,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_whole_program(trainings, tmp_path):
-    """From recordings to WAVs, as a user with a GPU starts it."""
+def test_the_whole_program(tmp_path, tokenizer, layout):
+    """From recordings to WAVs, as a user with a GPU starts it, on a base that keeps to the slots."""
     import soundfile
 
     from tests.support.codec_fixtures import speech_like
     from tests.support.voices import save_codec
 
-    codec, clips = save_codec(tmp_path / "codec"), tmp_path / "clips"
+    base, codec, clips = tmp_path / "base", save_codec(tmp_path / "codec"), tmp_path / "clips"
+    build_speaking_base(layout).save_pretrained(base)
+    tokenizer.save_pretrained(base)
     clips.mkdir()
     for i in range(6):
         soundfile.write(clips / f"{i}.wav", speech_like(0.3, seed=i), 24000)
     (clips / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.wav,Clip {i}.\n" for i in range(6)))
     said = python("-c", PROGRAM, str(ROOT / "orpheus_sft_unsloth.py"), "--backend", "unsloth", "--base",
-                  str(trainings.base), "--codec", str(codec), "--dataset", str(clips), "--max-steps", "2",
+                  str(base), "--codec", str(codec), "--dataset", str(clips), "--max-steps", "2",
                   "--max-seq-length", "512", "--batch-size", "1", "--r", "4", cwd=tmp_path)  # fmt: skip
     assert "2 steps" in said
     made = json.loads((tmp_path / "lora_model" / "orpheus.json").read_text())
