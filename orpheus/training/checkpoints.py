@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -176,3 +177,11 @@ def find_checkpoint(folder: Path, resume: bool, identity: dict[str, Any], writes
 def remove_checkpoints(folder: Path) -> None:
     """Delete the checkpoints of a finished training; the adapter is saved and they are large."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def may_be_damage(error: Exception) -> bool:
+    """Whether a damaged checkpoint can be the cause: not where memory or the disk is full."""
+    import torch
+
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return not full and not isinstance(error, (UserError, MemoryError, torch.OutOfMemoryError))

@@ -26,7 +26,7 @@ from orpheus.model.provenance import read_json, write_json
 from orpheus.processes import is_main, wait_for_all, world_size
 from orpheus.training.batches import Collator, LengthGrouped, check_known
 from orpheus.training.checkpoints import FOLDER as CHECKPOINT_FOLDER
-from orpheus.training.checkpoints import Interrupt, find_checkpoint, stop_on_interrupt
+from orpheus.training.checkpoints import Interrupt, find_checkpoint, may_be_damage, stop_on_interrupt
 from orpheus.training.losses import lean_loss_available, use_lean_loss
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _run(trainer: Any, checkpoint: Path | None, progress: Any) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception as error:
-        if checkpoint is None or progress.stepped or isinstance(error, UserError):
+        if checkpoint is None or progress.stepped or not may_be_damage(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"can't resume from {checkpoint}: {reason}. Delete it: --resume goes on from the one before "

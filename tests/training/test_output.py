@@ -14,7 +14,7 @@ from orpheus.config import CorpusOptions, SftOptions, as_dict, filled
 from orpheus.errors import UserError
 from orpheus.format.tokens import ORPHEUS
 from orpheus.model.provenance import Provenance
-from orpheus.training.checkpoints import alone_in, is_finished
+from orpheus.training.checkpoints import alone_in, is_finished, may_be_damage
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -85,3 +85,16 @@ def test_of_several_processes_the_first_holds_the_folder(tmp_path, monkeypatch):
         monkeypatch.setenv("RANK", "1")
         with alone_in(tmp_path):
             pass
+
+
+def test_a_checkpoint_is_not_blamed_for_full_memory_or_a_full_disk():
+    """Else the advice would be to delete a good one."""
+    import errno
+
+    import torch
+
+    full = [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), torch.OutOfMemoryError(), UserError("x")]
+    assert not any(may_be_damage(error) for error in full)
+    assert all(
+        may_be_damage(error) for error in (OSError(errno.ENOENT, "gone"), RuntimeError("bad archive"), KeyError())
+    )
