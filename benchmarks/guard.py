@@ -26,8 +26,8 @@ from orpheus.codec.snac import SAMPLES_PER_FRAME, SnacCodec
 from orpheus.config import PRESETS, SamplingOptions
 from orpheus.data.usual import Heard, SpeechStatistics, learn
 from orpheus.evaluate.evaluate import TEST_CORPUS, held_out
-from orpheus.evaluate.metrics import word_errors, words
-from orpheus.evaluate.recognise import find_recogniser
+from orpheus.hearing.metrics import word_errors, words
+from orpheus.hearing.recognise import find_recogniser
 from orpheus.speak.guard import Watch
 from orpheus.speak.inference import NoSpeech, OrpheusInference
 

@@ -25,8 +25,8 @@ from orpheus.audio import joins
 from orpheus.cli import run
 from orpheus.config import PRESETS, ReadingOptions, SamplingOptions
 from orpheus.evaluate.evaluate import TEST_CORPUS, domain_texts, held_out
-from orpheus.evaluate.metrics import median_f0_hz, word_errors, words
-from orpheus.evaluate.recognise import PocketSphinx
+from orpheus.hearing.metrics import median_f0_hz, word_errors, words
+from orpheus.hearing.recognise import PocketSphinx
 from orpheus.speak.inference import NoSpeech, OrpheusInference
 
 EDGE = 24000  # samples: loudness is compared over a second before and after a join

@@ -41,12 +41,12 @@ from orpheus.data.clips import Unfit, check_record
 from orpheus.data.early import check_source
 from orpheus.data.sources import Record, open_source
 from orpheus.errors import UserError, check_folder
-from orpheus.evaluate.metrics import ENGLISH, median_f0_hz, word_errors, words
-from orpheus.evaluate.recognise import PocketSphinx, Recogniser, find_recogniser
 from orpheus.evaluate.report import Heard, Report, Row, Take
 from orpheus.format.prompt import Voices, find_tags
 from orpheus.format.texts import lines_of
 from orpheus.format.tokens import Stop
+from orpheus.hearing.metrics import ENGLISH, median_f0_hz, word_errors, words
+from orpheus.hearing.recognise import PocketSphinx, Recogniser, find_recogniser
 from orpheus.model.adapter import adapter_folder
 from orpheus.model.base import preset_of
 from orpheus.model.pairs import base_of
@@ -98,7 +98,7 @@ class EvaluateOptions:
 
 
 class TagDetector(Protocol):
-    """Finds the sounds of tags, as the module `orpheus.evaluate.tags` does."""
+    """Finds the sounds of tags, as the module `orpheus.hearing.tags` does."""
 
     @property
     def KNOWN_TAGS(self) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def find_detector(tts: OrpheusInference) -> TagDetector | None:
     """The detector, where it knows the sounds: those of the embedded voices."""
     if tts.codec.name != PRESETS["tiny"].codec:
         return None
-    from orpheus.evaluate import tags as detect
+    from orpheus.hearing import tags as detect
 
     return detect
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, atomic_path
-from orpheus.evaluate.metrics import Figure, median, ratio
+from orpheus.hearing.metrics import Figure, median, ratio
 from orpheus.model.provenance import write_json
 
 KINDS = ("original", "reconstruction", "generated")

@@ -64,7 +64,7 @@ def main(options: SpeakOptions) -> None:
 
         return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,
                            folder=options.out, overwrite=options.overwrite, pcm=options.pcm)  # fmt: skip
-    from orpheus.evaluate.recognise import find_recogniser
+    from orpheus.hearing.recognise import find_recogniser
     from orpheus.speak.inference import load_voice
 
     recogniser = find_recogniser(options.transcribe)

@@ -216,7 +216,7 @@ def test_json_is_one_object_and_nothing_else(program, tmp_path, monkeypatch, cap
 
 def test_without_the_recogniser_its_figures_are_null_and_a_line_says_so(program, monkeypatch, capsys, caplog):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
-    monkeypatch.setattr("orpheus.evaluate.recognise.ready", lambda: False)
+    monkeypatch.setattr("orpheus.hearing.recognise.ready", lambda: False)
     with caplog.at_level(logging.WARNING):
         program(json=True, limit=2)
     plain = json.loads(capsys.readouterr().out)

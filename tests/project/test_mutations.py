@@ -21,10 +21,10 @@ from orpheus.codec.snac import SnacCodec
 from orpheus.config import PRESETS, SamplingOptions
 from orpheus.data.corpus import prepare
 from orpheus.engines import choose
-from orpheus.evaluate.metrics import median_f0_hz, word_errors, words
-from orpheus.evaluate.recognise import PocketSphinx
 from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import ORPHEUS, Codes, FrameStream
+from orpheus.hearing.metrics import median_f0_hz, word_errors, words
+from orpheus.hearing.recognise import PocketSphinx
 from orpheus.model.adapter import add_lora, save_adapter
 from orpheus.model.base import load_base
 from orpheus.model.provenance import Provenance

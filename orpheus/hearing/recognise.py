@@ -22,8 +22,8 @@ import numpy as np
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, pcm16
 from orpheus.config import RecogniserName
 from orpheus.errors import MissingPackage, UserError
-from orpheus.evaluate.metrics import ENGLISH, words
-from orpheus.evaluate.whisper import MODEL, Whisper, ready
+from orpheus.hearing.metrics import ENGLISH, words
+from orpheus.hearing.whisper import MODEL, Whisper, ready
 
 log = logging.getLogger(__name__)
 

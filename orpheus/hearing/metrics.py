@@ -16,8 +16,8 @@ import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.errors import MissingPackage
-from orpheus.evaluate.numerals import written_out
 from orpheus.format.prompt import strip_tags
+from orpheus.hearing.numerals import written_out
 
 ENGLISH = "en"
 
@@ -121,3 +121,7 @@ def median_f0_hz(samples: np.ndarray) -> float | None:
                             hop_length=F0_STEP, resolution=0.2)  # fmt: skip
     voiced = f0[np.isfinite(f0)]
     return float(np.median(voiced)) if len(voiced) else None
+
+
+if __name__ == "__main__":  # numba compiles librosa's pitch tracker when it is first used, and keeps the code
+    median_f0_hz((0.1 * np.sin(np.arange(SAMPLE_RATE_HZ) / 30)).astype(np.float32))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orpheus.evaluate.metrics import RESAMPLES, bootstrap, median, median_f0_hz, ratio, word_errors, words
+from orpheus.hearing.metrics import RESAMPLES, bootstrap, median, median_f0_hz, ratio, word_errors, words
 
 RATE = 24000
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.errors import MissingPackage, UserError
-from orpheus.evaluate.metrics import ENGLISH
+from orpheus.hearing.metrics import ENGLISH
 from orpheus.model.hub import fetch, local_folder
 
 RATE_HZ = 16000

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from orpheus.audio import recordings
 from orpheus.codec.snac import SnacCodec
 from orpheus.errors import UserError
-from orpheus.evaluate.tags import KNOWN_TAGS, Detection, detect_tags, pictures
+from orpheus.hearing.tags import KNOWN_TAGS, Detection, detect_tags, pictures
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 RATE_HZ = recordings.SAMPLE_RATE_HZ
@@ -107,7 +107,7 @@ def test_a_somewhat_other_speed_and_pitch_does_not_matter():
 def test_long_audio_is_the_same_in_blocks(monkeypatch):
     (said, samples), *_ = clips("test_corpus")[4:5]
     whole = detect_tags(samples)
-    monkeypatch.setattr("orpheus.evaluate.tags.BLOCK", 37)
+    monkeypatch.setattr("orpheus.hearing.tags.BLOCK", 37)
     assert detect_tags(samples) == whole and tags_of(whole) == said
 
 

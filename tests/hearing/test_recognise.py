@@ -15,9 +15,9 @@ import pytest
 from orpheus.audio import recordings
 from orpheus.config import DATA_DIR
 from orpheus.errors import MissingPackage, UserError
-from orpheus.evaluate import whisper
-from orpheus.evaluate.metrics import word_errors, words
-from orpheus.evaluate.recognise import PocketSphinx, arpa_bigrams, find_recogniser
+from orpheus.hearing import whisper
+from orpheus.hearing.metrics import word_errors, words
+from orpheus.hearing.recognise import PocketSphinx, arpa_bigrams, find_recogniser
 
 CORPUS = DATA_DIR / "corpus"
 
@@ -113,7 +113,7 @@ def test_a_missing_package_is_said_or_raised(monkeypatch, caplog):
     for package in ("pocketsphinx", "faster_whisper"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(whisper, "ready", lambda: False)
-    monkeypatch.setattr("orpheus.evaluate.recognise.ready", lambda: False)
+    monkeypatch.setattr("orpheus.hearing.recognise.ready", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert find_recogniser("auto") is None
     assert "pip install pocketsphinx" in caplog.text and "pip install faster-whisper" in caplog.text
