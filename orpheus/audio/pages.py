@@ -21,7 +21,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; } figure { margin: 0.5rem 0; }
 table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
-th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.75rem 0.35rem 0; border-bottom: 1px solid var(--line); }
+th, td { text-align: left; vertical-align: top;
+  padding: 0.35rem 0.75rem 0.35rem 0; border-bottom: 1px solid var(--line); }
 audio { width: 16rem; height: 2rem; vertical-align: middle; } img { max-width: 100%; }
 .bad { color: #c62828; } .good { color: #2e7d32; } .quiet { opacity: 0.7; }
 """
