@@ -120,6 +120,7 @@ $(VENV)/.ready: $(REQUIREMENTS) constraints.txt pyproject.toml setup.py
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps Resemblyzer -c constraints.txt
 	$(BIN)/python -m orpheus.hearing.metrics  # compiled once here: two processes at a time spoil each other's code
 	touch $@
 
