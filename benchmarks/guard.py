@@ -25,7 +25,8 @@ from orpheus.cli import run
 from orpheus.codec.snac import SAMPLES_PER_FRAME, SnacCodec
 from orpheus.config import PRESETS, SamplingOptions
 from orpheus.data.usual import Heard, SpeechStatistics, learn
-from orpheus.evaluate.evaluate import TEST_CORPUS, held_out
+from orpheus.evaluate.clips import held_out
+from orpheus.evaluate.evaluate import TEST_CORPUS
 from orpheus.hearing.metrics import word_errors, words
 from orpheus.hearing.recognise import find_recogniser
 from orpheus.speak.guard import Watch

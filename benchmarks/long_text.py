@@ -24,7 +24,8 @@ from benchmarks.common import show
 from orpheus.audio import joins
 from orpheus.cli import run
 from orpheus.config import PRESETS, ReadingOptions, SamplingOptions
-from orpheus.evaluate.evaluate import TEST_CORPUS, domain_texts, held_out
+from orpheus.evaluate.clips import held_out
+from orpheus.evaluate.evaluate import TEST_CORPUS, domain_texts
 from orpheus.hearing.metrics import median_f0_hz, word_errors, words
 from orpheus.hearing.recognise import PocketSphinx
 from orpheus.speak.inference import NoSpeech, OrpheusInference

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from orpheus.model.provenance import versions
 from orpheus.speak.guard import Watch
 from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Before, Closed, Reading, Spoken
+from orpheus.speak.rows import run
 from orpheus.speak.speech import Speech
 from orpheus.speak.utterance import NoSpeech, Utterance, best, discarded, is_good, retry_seed
 
@@ -319,41 +319,7 @@ class OrpheusInference:
             log.warning("voice '%s' was not in the training data: the model may ignore it", name)
 
     def _stream(self, rows: Sequence[Utterance], sampling: SamplingOptions, closed: Closed = lambda: False) -> Spoken:
-        """Chunks of all rows as they come, and after a row's last chunk its Speech (or why there is none).
-
-        As soon as `closed()` it ends, with what is under way left unfinished.
-        """
-        started = time.perf_counter()
-        for row in rows:
-            row.started = started
-        running = list(rows)
-        due: list[Utterance] = []  # those with a frame that is not decoded yet: rows mostly complete theirs in one step
-        for index, token_id in self.engine.stream([r.prompt for r in rows], sampling, [r.seed for r in rows]):
-            if closed():
-                return
-            row = rows[index]
-            if row.over:
-                continue  # the guard has cut it, and the engine does not know
-            if row in due:  # this engine has another order: no row waits for the others longer than for its next id
-                yield from self._decode(due)
-            if row.push(token_id):
-                due.append(row)
-            ended = row.frames.stop is not None or row.tokens == sampling.max_new_tokens
-            if ended or row.cut or len(due) == len(running):
-                yield from self._decode(due)
-            for row in [r for r in running if r.cut or (ended and r is row)]:
-                running.remove(row)
-                yield from row.finish(sampling)
-            if not running:
-                return
-
-    def _decode(self, due: list[Utterance]) -> Iterator[np.ndarray]:
-        """Decode the newest frame of each row in `due`, which is empty then; the chunks that became final."""
-        rows = due.copy()
-        due.clear()
-        chunks = self.codec.push_many([row.decoder for row in rows], [row.codes[-1] for row in rows])
-        for row, chunk in zip(rows, chunks, strict=True):
-            yield from row.keep(chunk)
+        return run(self.engine, self.codec, rows, sampling, closed)
 
 
 def _chosen(attempts: Sequence[Speech | NoSpeech]) -> Speech | NoSpeech:

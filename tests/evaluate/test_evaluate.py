@@ -15,7 +15,9 @@ import soundfile
 from orpheus.config import SamplingOptions, VoiceOptions
 from orpheus.errors import UserError
 from orpheus.evaluate import evaluate as module
-from orpheus.evaluate.evaluate import EvaluateOptions, Recording, default_corpus, domain_texts, evaluate, held_out, main
+from orpheus.evaluate.clips import Recording, held_out
+from orpheus.evaluate.evaluate import EvaluateOptions, default_corpus, domain_texts, main
+from orpheus.evaluate.measure import evaluate
 from orpheus.evaluate.report import HEARD, KINDS, SPOKEN, key
 from tests.support.codec_fixtures import speech_like
 from tests.support.pages import DOCS
