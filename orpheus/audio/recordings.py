@@ -181,7 +181,7 @@ def check(samples: np.ndarray, *, min_s: float, name: str) -> list[Finding]:
         findings.append(Finding("dc offset", f"the mean is {offset:+.3f}, expected 0; use a high-pass filter"))
     if peak < QUIET_PEAK:
         findings.append(Finding("quiet", f"the peak is {_db(peak**2):.0f} dBFS; raise the level"))
-    before_s, after_s = _edge_silence_s(samples - offset)
+    before_s, after_s = edge_silence_s(samples - offset)
     if max(before_s, after_s) > EDGE_SILENCE_S:
         findings.append(Finding("edge silence", f"{before_s:.1f} s before and {after_s:.1f} s after the sound; trim"))
     if band_hz := _narrow_band_hz(samples - offset):
@@ -198,7 +198,7 @@ def _frames(samples: np.ndarray, length: int) -> np.ndarray:
     return samples[: len(samples) // length * length].reshape(-1, length)
 
 
-def _edge_silence_s(samples: np.ndarray) -> tuple[float, float]:
+def edge_silence_s(samples: np.ndarray) -> tuple[float, float]:
     """Seconds of silence before the first and after the last sound, in steps of 20 ms."""
     step_s = 0.02
     level_db = _db((_frames(samples, int(step_s * SAMPLE_RATE_HZ)) ** 2).mean(axis=1))

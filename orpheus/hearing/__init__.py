@@ -1,4 +1,4 @@
 """What is heard in a sound: words, pitch, tags, and figures with intervals. In: samples, texts. No model that speaks.
 
-Read metrics, numerals, recognise, whisper, tags, speakers, quality.
+Read metrics, distance, numerals, recognise, whisper, tags, speakers, quality.
 """

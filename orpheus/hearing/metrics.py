@@ -26,6 +26,7 @@ CONFIDENCE = 0.95
 
 F0_RANGE_HZ = (60.0, 500.0)
 F0_WINDOW, F0_STEP = 2048, 720  # samples: 85 ms hold five periods of the lowest pitch; a value each 30 ms
+F0_LEAST = 10  # values, 0.3 s, before a range is told from them
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,74 @@ class Figure:
     interval: tuple[float, float] | None
 
 
-def ratio(parts: Sequence[Any], wholes: Sequence[Any]) -> Figure | None:
+@dataclass(frozen=True)
+class Counted:
+    """What was counted on N clips, ready to become a figure."""
+
+    has_say: np.ndarray  # bool [N]: clips that have none make no interval narrower
+    of: Callable[[np.ndarray], np.ndarray]  # the figures [B] of B draws of clips, by their indices [B, n]
+
+
+def figure(counted: Counted | None) -> Figure | None:
+    """The figure over all clips. None where there is none."""
+    if counted is None:
+        return None
+    rows = np.flatnonzero(counted.has_say)
+    return _figure(lambda chosen: counted.of(rows[chosen]), len(rows))
+
+
+def difference(first: Counted | None, other: Counted | None) -> Figure | None:
+    """How much `other` is above `first`, counted on the same clips, which are drawn for both together.
+
+    Such a paired interval is narrower than the two intervals by themselves suggest: hard clips are hard for both.
+    """
+    if first is None or other is None:
+        return None
+    rows = np.flatnonzero(first.has_say | other.has_say)
+    return _figure(lambda chosen: other.of(rows[chosen]) - first.of(rows[chosen]), len(rows))
+
+
+def ratios(parts: Sequence[Any], wholes: Sequence[Any]) -> Counted | None:
     """The sum of all parts over the sum of all wholes, clip by clip: word errors over words, hits over tries.
 
     `parts` and `wholes`: numbers [N], or [N, takes]. None where the wholes add up to nothing.
     """
-    rows = np.stack([_sums(parts), _sums(wholes)])
-    rows = rows[:, rows.any(axis=0)]  # clips that have no say make no interval narrower
-    if not rows[1].sum() > 0:
+    table = np.stack([_sums(parts), _sums(wholes)])
+    if not table[1].sum() > 0:
         return None
 
     def of(chosen: np.ndarray) -> np.ndarray:
-        part, whole = rows[:, chosen].sum(axis=-1)
+        part, whole = table[:, chosen].sum(axis=-1)
         return part / np.where(whole > 0, whole, np.nan)
 
-    return _figure(of, rows.shape[1])
+    return Counted(np.asarray(table.any(axis=0)), of)
+
+
+def medians(values: Sequence[Any]) -> Counted | None:
+    """The median of the values [N] or [N, takes], clip by clip; NaN and None are left out. None if nothing is left."""
+    table = np.asarray(values, np.float64).reshape(len(values), -1)
+    known = np.asarray(np.isfinite(table).any(axis=1))
+    if not known.any():
+        return None
+
+    def of(chosen: np.ndarray) -> np.ndarray:
+        drawn = table[chosen].reshape(len(chosen), -1)
+        some = np.isfinite(drawn).any(axis=1)  # a draw of clips that have no say has no median
+        found = np.full(len(drawn), np.nan)
+        found[some] = np.nanmedian(drawn[some], axis=1)
+        return found
+
+    return Counted(known, of)
+
+
+def ratio(parts: Sequence[Any], wholes: Sequence[Any]) -> Figure | None:
+    """`ratios` as a figure."""
+    return figure(ratios(parts, wholes))
 
 
 def median(values: Sequence[Any]) -> Figure | None:
-    """The median of the values [N] or [N, takes], clip by clip; NaN and None are left out. None if nothing is left."""
-    table = np.asarray(values, np.float64).reshape(len(values), -1)
-    table = table[np.isfinite(table).any(axis=1)]
-    if not len(table):
-        return None
-    return _figure(lambda chosen: np.nanmedian(table[chosen].reshape(len(chosen), -1), axis=1), len(table))
+    """`medians` as a figure."""
+    return figure(medians(values))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], count: int, seed: int = 0) -> tuple[float, float]:
@@ -106,12 +151,18 @@ def word_errors(reference: str, transcript: str, language: str = ENGLISH) -> int
 
 
 def median_f0_hz(samples: np.ndarray) -> float | None:
-    """The median pitch of the voiced parts of a clip, float32 [n] at 24 kHz; None where nothing is voiced.
+    """The median pitch of the voiced parts of a clip, float32 [n] at 24 kHz; None where nothing is voiced."""
+    voiced = voiced_f0_hz(samples)
+    return float(np.median(voiced)) if len(voiced) else None
+
+
+def voiced_f0_hz(samples: np.ndarray) -> np.ndarray:
+    """The pitch of the voiced parts of a clip, float32 [n] at 24 kHz: a value each 30 ms, float64 [frames].
 
     Probabilistic YIN (Mauch and Dixon 2014): slower than YIN, but it says itself which parts are voiced.
     """
     if len(samples) < F0_WINDOW:
-        return None
+        return np.zeros(0)
     try:
         import librosa
     except ImportError as error:
@@ -119,8 +170,18 @@ def median_f0_hz(samples: np.ndarray) -> float | None:
     low_hz, high_hz = F0_RANGE_HZ
     f0, _, _ = librosa.pyin(samples, fmin=low_hz, fmax=high_hz, sr=SAMPLE_RATE_HZ, frame_length=F0_WINDOW,
                             hop_length=F0_STEP, resolution=0.2)  # fmt: skip
-    voiced = f0[np.isfinite(f0)]
-    return float(np.median(voiced)) if len(voiced) else None
+    return f0[np.isfinite(f0)]
+
+
+def range_st(f0_hz: np.ndarray) -> float | None:
+    """How far a voice goes up and down: semitones between the 5th and the 95th percentile of its pitch, [frames].
+
+    None with too few frames to say.
+    """
+    if len(f0_hz) < F0_LEAST:
+        return None
+    low, high = np.percentile(f0_hz, [5, 95])
+    return float(12 * np.log2(high / low))
 
 
 if __name__ == "__main__":  # numba compiles librosa's pitch tracker when it is first used, and keeps the code

@@ -7,7 +7,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orpheus.hearing.metrics import RESAMPLES, bootstrap, median, median_f0_hz, ratio, word_errors, words
+from orpheus.hearing.metrics import (
+    RESAMPLES,
+    bootstrap,
+    difference,
+    figure,
+    median,
+    median_f0_hz,
+    medians,
+    range_st,
+    ratio,
+    ratios,
+    word_errors,
+    words,
+)
 
 RATE = 24000
 
@@ -63,10 +76,13 @@ def test_word_errors_of_known_edits(transcript, errors):
         ("25% of 1,200 & 100,000", "twenty five percent of one thousand, two hundred and one hundred thousand"),
         ("In 2024 and the 1990s", "in twenty twenty four and the nineteen nineties"),
         ("Agent 007, room 5, 6 pm", "agent zero zero seven room five six pm"),
-        ("the 21st of 12345678901234567", "the twenty-first of " + "one two three four five six seven eight nine zero "
-         "one two three four five six seven"),
+        (
+            "the 21st of 12345678901234567",
+            "the twenty-first of " + "one two three four five six seven eight nine zero "
+            "one two three four five six seven",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_number_is_right_however_it_is_written(written, spoken):
     assert words(written) == words(spoken) and word_errors(written, spoken) == word_errors(spoken, written) == 0
 
@@ -142,3 +158,26 @@ def test_pitch_of_the_voiced_part_alone():
 def test_nothing_voiced_has_no_pitch(count):
     assert median_f0_hz(np.zeros(count, np.float32)) is None
     assert median_f0_hz(np.random.default_rng(1).standard_normal(count).astype(np.float32)) is None
+
+
+def test_a_difference_is_paired():
+    """Hard clips are hard for both: what differs is known far better than either figure is."""
+    hard = np.linspace(0, 10, 30)
+    first, other = ratios(hard, np.ones(30)), ratios(hard + 1, np.ones(30))
+    found = difference(first, other)
+    assert found.value == pytest.approx(1) and found.interval == pytest.approx((1, 1))
+    low, high = figure(other).interval
+    assert high - low > 1
+    middle = difference(medians(hard), medians(hard - 2))
+    assert middle.value == pytest.approx(-2) and middle.interval == pytest.approx((-2, -2))
+
+
+def test_a_difference_needs_both_and_counts_clips_that_only_one_knows():
+    assert difference(None, ratios([1], [1])) is None
+    found = difference(medians([1.0, None, 3.0]), medians([2.0, 5.0, None]))
+    assert found.value == pytest.approx(1.5) and np.isfinite(found.interval).all()
+
+
+def test_the_range_of_a_pitch():
+    assert range_st(np.geomspace(100, 200, 201)) == pytest.approx(0.9 * 12, rel=0.01)
+    assert range_st(np.full(50, 120.0)) == 0 and range_st(np.full(3, 120.0)) is None
