@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 REQUIREMENTS := $(if $(filter-out 0,$(GPU)),requirements.txt,requirements-cpu.txt)
 CODE := orpheus data tests benchmarks examples orpheus_sft_unsloth.py inference.py setup.py
 
-.PHONY: help setup setup-engines demo serve evaluate test test-all test-engines smoke bench check format clean distclean
+.PHONY: help setup setup-engines demo serve evaluate test test-all test-engines test-real smoke bench check format clean distclean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,7 +43,11 @@ test: $(VENV)/.ready-dev  ## run the tests (no network, no GPU needed)
 	$(PYTEST)
 
 test-all: test  ## run the tests and the slow ones: whole trainings, several processes
-	$(PYTEST) -m "slow and not engines"
+	$(PYTEST) -m "slow and not engines and not real"
+
+test-real: $(VENV)/.ready-dev  ## fetch real recordings (Debian packages) and run the tests that need them (half an hour)
+	$(BIN)/python tests/support/real_recordings.py
+	$(PYTEST) -m real
 
 test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (sets it up first)
 	$(BIN)/python -m pytest -m engines

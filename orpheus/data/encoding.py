@@ -81,7 +81,7 @@ def read_ahead(
     `readers` threads (by default one a core, 16 at most) read ahead, at most `AHEAD` items each. Close the iterator to
     stop them.
     """
-    count = readers or min(MOST_READERS, _cores())
+    count = readers or min(MOST_READERS, cores())
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(count, thread_name_prefix="reader")
     try:
@@ -97,7 +97,7 @@ def read_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,8 +1,9 @@
-"""Check and encode a data set before you train on it, without loading the model.
+"""Check and encode a data set before you train on it, without loading the model; or make one of raw recordings.
 
     orpheus prepare --dataset my_recordings
     orpheus prepare --preset tiny
     accelerate launch --num_processes 8 -m orpheus prepare --dataset my_recordings    # each GPU encodes a part
+    orpheus prepare long_recordings --out my_voice             # cut at pauses, with texts: a data set, for the above
 
 It prints what training would print of the recordings, writes which were left out and which are worth a look into a
 report, and leaves the codes in the cache, where training finds them.
@@ -11,14 +12,17 @@ report, and leaves the codes in the cache, where training finds them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from orpheus.codec.snac import SnacCodec, find_local
 from orpheus.config import CorpusOptions, PresetName, TrainOptions, check_ranges
 from orpheus.data.corpus import encode_part, prepare
 from orpheus.data.early import check_source
 from orpheus.data.encoding import Part
+from orpheus.data.raw import command
+from orpheus.data.raw.options import RawOptions
 from orpheus.errors import UserError, check_folder
 from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import TokenLayout
@@ -48,6 +52,7 @@ class PrepareOptions:
     """i/n: encode every n-th clip from the i-th on, into the cache, and nothing else; a run without it then finds all
     codes. Default: all clips, or under accelerate launch each process its own part."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    raw: RawOptions = field(default_factory=RawOptions)
 
     def __post_init__(self) -> None:
         check_ranges(self, max_seq_length=(1, math.inf))
@@ -56,6 +61,8 @@ class PrepareOptions:
 def main(options: PrepareOptions) -> None:
     """Recordings -> checked -> codes in the cache, and a report."""
     part = check(options)
+    if options.raw.out:
+        return print(command.run(str(options.corpus.dataset), options.raw))
     preset = preset_of(options.preset)
     tokenizer = load_tokenizer(options.base or preset.base)
     suited = options.codec or (codec_of(options.base) if options.base else preset.codec)
@@ -76,7 +83,11 @@ def main(options: PrepareOptions) -> None:
 
 def check(options: PrepareOptions) -> Part:
     """Which part of the clips is to be encoded. UserError for what can't work, before PyTorch is loaded."""
+    _check_mode(options)
     part = Part.parse(options.shard) if options.shard else Part(rank(), world_size())
+    if options.raw.out:
+        command.check(options.corpus.dataset, options.raw)
+        return part
     check_device(options.device)
     check_source(options.corpus)
     if options.base:
@@ -87,3 +98,23 @@ def check(options: PrepareOptions) -> Part:
     if options.report.is_dir():
         raise UserError(f"--report is {options.report}, which is a folder: name a file in it")
     return part
+
+
+def _check_mode(options: PrepareOptions) -> None:
+    """UserError for an option that is of no use with --out, or without it."""
+    if options.raw.out is None:
+        if name := _changed(options.raw, RawOptions()):
+            raise UserError(f"{name} is for raw recordings, and there is no --out, the folder for their clips: add it, "
+                            f"or leave {name} out")  # fmt: skip
+        return
+    bare = replace(options, raw=RawOptions(), corpus=CorpusOptions())
+    corpus = replace(options.corpus, dataset=None)
+    if name := _changed(bare, PrepareOptions()) or _changed(corpus, CorpusOptions()):
+        raise UserError(f"{name} is for a data set, and --out makes one of raw recordings: leave {name} out here, and "
+                        f"give it to  orpheus prepare {options.raw.out}")  # fmt: skip
+
+
+def _changed(options: Any, default: Any) -> str:
+    """The first option that is not as it is by default, as it is written; '' if there is none."""
+    names = (f.name for f in fields(options) if getattr(options, f.name) != getattr(default, f.name))
+    return next((f"--{name.replace('_', '-')}" for name in names), "")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,22 +23,35 @@ WHAT = "CTranslate2 Whisper model"
 DESCRIBED = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]*\*|<[^>]*>|♪")  # "[laughs]", "(sighs)": sounds, not words
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word as it was heard: when (seconds), and how sure Whisper is of it (0 to 1).
+
+    `text` has its punctuation, and the space before it where the language has one: joined, the texts are the sentence.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    probability: float
+
+
 class Whisper:
     """Whisper, greedy, each clip by itself: the same clip always gives the same words.
 
     `model`: a folder in CTranslate2's format, a hub id, or a size ('small.en' is Systran/faster-whisper-small.en),
-    fetched from the hub if it is not on this machine. `language`: two letters.
+    fetched from the hub if it is not on this machine. `language`: two letters. `callers`: threads that ask at a time.
     Raises MissingPackage, and UserError for a model that can't be had or doesn't know the language.
     """
 
-    def __init__(self, model: str = MODEL, language: str = ENGLISH) -> None:
+    def __init__(self, model: str = MODEL, language: str = ENGLISH, callers: int = 1) -> None:
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise MissingPackage("faster-whisper", "recognising speech by Whisper") from error
         folder = on_this_machine(model) or fetch(WHAT, hub_id(model), lambda: _download(model), "another recogniser")
         try:
-            self._model = WhisperModel(str(folder), device="cpu", compute_type="int8")
+            self._model = WhisperModel(str(folder), device="cpu", compute_type="int8", num_workers=callers)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{WHAT}: the folder {folder} can't be loaded: {error}") from error
         if language not in self._model.supported_languages:
@@ -48,14 +63,29 @@ class Whisper:
 
     def transcribe(self, samples: np.ndarray) -> str:
         """The words in a clip, float32 [n] at 24 kHz, without the sounds it describes; '' for digital silence."""
+        parts = self._parts(samples, beam_size=1, without_timestamps=True)
+        return " ".join(DESCRIBED.sub(" ", "".join(part.text for part in parts)).split())
+
+    def listen(self, samples: np.ndarray) -> list[Word]:
+        """The words in a stretch of speech, float32 [n] at 24 kHz, with their times; with a beam, for more care."""
+        found = (word for part in self._parts(samples, beam_size=5, word_timestamps=True) for word in part.words)
+        return [Word(word.word, float(word.start), float(word.end), float(word.probability)) for word in found
+                if word.word.strip()]  # fmt: skip
+
+    def describe(self, samples: np.ndarray) -> list[str]:
+        """The sounds that Whisper describes in a clip where no word was heard: ['laughs']; often it describes none."""
+        text = "".join(part.text for part in self._parts(samples, beam_size=1, suppress_tokens=[]))
+        return [name for found in DESCRIBED.findall(text) if (name := found.strip("[]()*<>♪ ").lower())]
+
+    def _parts(self, samples: np.ndarray, **how: Any) -> list[Any]:
         import soxr
 
         if not np.any(samples):
-            return ""
+            return []
         heard = soxr.resample(np.asarray(samples, np.float32), SAMPLE_RATE_HZ, RATE_HZ)
-        parts, _ = self._model.transcribe(heard, language=self.language, beam_size=1, temperature=0.0,
-                                          condition_on_previous_text=False, without_timestamps=True)  # fmt: skip
-        return " ".join(DESCRIBED.sub(" ", "".join(part.text for part in parts)).split())
+        parts, _ = self._model.transcribe(heard, language=self.language, temperature=0.0,
+                                          condition_on_previous_text=False, **how)  # fmt: skip
+        return list(parts)
 
 
 def ready(model: str = MODEL) -> bool:

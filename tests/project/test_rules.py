@@ -17,6 +17,7 @@ import pytest
 
 from orpheus import config
 from orpheus.data.prepare import PrepareOptions
+from orpheus.data.raw.options import RawOptions
 from orpheus.evaluate.evaluate import EvaluateOptions
 from orpheus.export.command import ExportOptions
 from orpheus.serve.command import ServeOptions
@@ -139,7 +140,7 @@ def test_the_command_line_s_defaults_are_the_dataclass_s(options):
 def test_every_option_is_explained():
     for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
                  config.ReadingOptions, config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions,
-                 EvaluateOptions, PrepareOptions, ExportOptions, ServeOptions, ServerOptions):  # fmt: skip
+                 EvaluateOptions, PrepareOptions, RawOptions, ExportOptions, ServeOptions, ServerOptions):  # fmt: skip
         source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
         body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
         explained = {
