@@ -246,10 +246,10 @@ def test_data_examples_are_data_sets(tmp_path):
 
 
 def needs_more(command: tuple[str, list[str]]) -> bool:
-    """The hub, a server, llama.cpp, a GPU, or a test of its own: tests/serve, tests/tools/test_bench.py, make smoke."""
+    """The hub, a server, llama.cpp, a GPU, or a test of its own: tests/serve, test_bench, test_raw_command, smoke."""
     program, arguments = command
     return program in ("orpheus serve", "orpheus bench", "benchmarks/gpu_smoke.py", *MODULES) or any(
-        re.search(r"orpheus-3b|--server|vllm|gguf|tensorrt|^exported/|^/", word) for word in arguments
+        re.search(r"orpheus-3b|--server|vllm|gguf|tensorrt|^long_recordings$|^exported/|^/", word) for word in arguments
     )
 
 
@@ -257,7 +257,7 @@ def needs_more(command: tuple[str, list[str]]) -> bool:
 def desk(notebook):
     """The folder of somebody who tries the commands: recordings, texts, a second adapter."""
     corpus = (ROOT / "data" / "corpus" / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    for name in ("my_recordings", "held_out"):
+    for name in ("my_recordings", "my_voice", "held_out"):
         (notebook / name / "clips").mkdir(parents=True)
         (notebook / name / "metadata.csv").write_text("\n".join(corpus[:5]) + "\n", encoding="utf-8")
         for row in corpus[1:5]:
