@@ -67,12 +67,18 @@ class Corpus:
     rejections: list[Rejection]
     warnings: list[str]
     statistics: SpeechStatistics = field(default_factory=SpeechStatistics)  # what the guard goes by
+    held_out: frozenset[int] = frozenset()  # the clips to validate on, by their index
     layout: str = ""  # how the data set was read: its columns and what they are for
 
     @property
     def voices(self) -> tuple[str, ...]:
         """The speakers' names, sorted; empty for a data set without them."""
         return tuple(sorted({clip.voice for clip in self.clips if clip.voice}))
+
+    @property
+    def trained(self) -> list[Clip]:
+        """The clips in `train`."""
+        return [clip for i, clip in enumerate(self.clips) if i not in self.held_out]
 
     @property
     def tags(self) -> dict[str, int]:
@@ -145,7 +151,7 @@ def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max
         _table(renderer.example(clip.text, codes[clip.key], clip.voice) for clip in part) for part in parts
     )
     heard = (Heard(clip.text, clip.seconds, clip.loudness_db, clip.silence_s, codes[clip.key]) for clip in clips)
-    return replace(corpus, train=train, validation=validation, statistics=learn(heard))
+    return replace(corpus, train=train, validation=validation, held_out=frozenset(held_out), statistics=learn(heard))
 
 
 def encode_part(part: Part, options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max_seq_length: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from orpheus.config import CorpusOptions
 from orpheus.data.clips import Unfit, check_record
+from orpheus.data.seen import overlap
 from orpheus.data.sources import Record, open_source
 from orpheus.errors import UserError
 from orpheus.format.prompt import Voices
@@ -28,6 +30,7 @@ class Recording:
     text: str
     voice: str | None
     samples: np.ndarray
+    key: str = ""  # SHA-256 of its samples
 
 
 def held_out(corpus: str, tts: OrpheusInference, voice: str | None = None, limit: int = 0) -> list[Recording]:
@@ -45,7 +48,7 @@ def held_out(corpus: str, tts: OrpheusInference, voice: str | None = None, limit
         except Unfit as unfit:
             log.warning("left out: %s: %s", record.name, unfit)
             continue
-        clips.append(Recording(clip.name, clip.text, clip.voice, samples))
+        clips.append(Recording(clip.name, clip.text, clip.voice, samples, clip.key))
     if not clips:
         raise UserError(f"none of the clips of {corpus} can be used: see the lines above")
     return sorted(clips, key=lambda clip: clip.voice or "")
@@ -70,3 +73,13 @@ def fitting(corpus: str, voices: Voices, voice: str | None) -> dict[str | None, 
         raise UserError(f"{source.name} has several voices, and it is not known which the model was trained on: "
                         f"name one of {has} by --voice")  # fmt: skip
     return fit
+
+
+def seen_before(name: str, seen: str, clips: Sequence[Recording]) -> str | None:
+    """A line that warns of clips that a voice was trained on, by its `Provenance.seen`; None: none of them was."""
+    recordings, texts = overlap(seen, [(clip.key, clip.text) for clip in clips])
+    found = [f"{recordings} of {len(clips)} clips are recordings that {name} was trained on"] if recordings else []
+    found += [f"{texts} of {len(clips)} clips have a text that {name} was trained on"] if texts else []
+    if not found:
+        return None
+    return f"{', and '.join(found)}: the figures flatter it. Measure on recordings that were held out"

@@ -12,21 +12,30 @@ from typing import Any
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, atomic_path
-from orpheus.hearing.metrics import Figure, median, ratio
+from orpheus.hearing.metrics import Counted, Figure, figure, medians, ratios
 from orpheus.model.provenance import write_json
 
 KINDS = ("original", "reconstruction", "generated")
-HEARD = ("wer", "wer_domain", "tag_hit_rate", "tag_false_alarm_rate")  # counted on sounds of every kind
+HEARD = ("wer", "wer_domain", "speaker_similarity", "dnsmos", "letters_per_s", "trailing_silence_s", "tag_hit_rate",
+         "tag_false_alarm_rate")  # counted on sounds of every kind  # fmt: skip
+MIDDLE = ("f0_median_hz", "f0_range_st")  # the median over sounds of every kind
+COPIED = ("mel_cepstral_db",)  # of a sound against the original
 SPOKEN = ("out_of_slot_rate", "end_of_speech_share", "duration_ratio", "realtime_factor")  # on generated ones alone
 LABELS = {
     "wer": "word error rate",
     "wer_domain": "  with the domain's language model",
+    "speaker_similarity": "speaker similarity",
+    "dnsmos": "DNSMOS, 1 to 5",
+    "mel_cepstral_db": "mel-cepstral distance, dB",
     "f0_median_hz": "median pitch, Hz",
+    "f0_range_st": "pitch range, semitones",
+    "letters_per_s": "letters a second",
+    "trailing_silence_s": "silence at the end, s",
+    "end_of_speech_share": "ended by end_of_speech",
+    "duration_ratio": "duration, generated / original",
     "tag_hit_rate": "tags heard where asked for",
     "tag_false_alarm_rate": "tags heard where not asked for",
     "out_of_slot_rate": "tokens out of their slot",
-    "end_of_speech_share": "ended by end_of_speech",
-    "duration_ratio": "duration, generated / original",
     "realtime_factor": "real-time factor",
 }
 
@@ -37,6 +46,7 @@ class Heard:
 
     seconds: float
     f0_hz: float | None
+    f0_range_st: float | None = None
     transcript: str | None = None  # None: there was no recogniser
     transcript_domain: str | None = None
     tags: tuple[str, ...] | None = None  # None: there was no detector
@@ -80,19 +90,26 @@ def key(name: str, kind: str) -> str:
     return name if kind == "generated" else f"{name}_{kind}"
 
 
+def counted(rows: Sequence[Row], domain: bool) -> dict[str, Counted | None]:
+    """All that was counted on these rows, by the key of its figure; None where nothing was."""
+
+    def sums(name: str, kind: str) -> Counted | None:
+        pairs = [[heard.counts.get(name, (0, 0)) for heard in row.heard(kind)] for row in rows]
+        return ratios([[p for p, _ in row] for row in pairs], [[w for _, w in row] for row in pairs])
+
+    found: dict[str, Counted | None] = {}
+    for kind in KINDS:
+        names = [name for name in HEARD if domain or name != "wer_domain"] + list(COPIED if kind != KINDS[0] else ())
+        found |= {key(name, kind): sums(name, kind) for name in names}
+        pitches = [[heard.f0_hz for heard in row.heard(kind)] for row in rows]
+        ranges = [[heard.f0_range_st for heard in row.heard(kind)] for row in rows]
+        found |= {key(name, kind): medians(values) for name, values in zip(MIDDLE, (pitches, ranges), strict=True)}
+    return found | {name: sums(name, KINDS[2]) for name in SPOKEN}
+
+
 def figures(rows: Sequence[Row], domain: bool) -> dict[str, Figure | None]:
     """Every figure over these rows by its key; None where nothing was counted."""
-
-    def counted(name: str, kind: str) -> Figure | None:
-        pairs = [[heard.counts.get(name, (0, 0)) for heard in row.heard(kind)] for row in rows]
-        return ratio([[p for p, _ in row] for row in pairs], [[w for _, w in row] for row in pairs])
-
-    found: dict[str, Figure | None] = {}
-    for kind in KINDS:
-        found |= {key(name, kind): counted(name, kind) for name in HEARD if domain or name != "wer_domain"}
-        pitches = [[heard.f0_hz for heard in row.heard(kind)] for row in rows]
-        found[key("f0_median_hz", kind)] = median(pitches)
-    return found | {name: counted(name, "generated") for name in SPOKEN}
+    return {name: figure(count) for name, count in counted(rows, domain).items()}
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ class Report:
     about: dict[str, Any]
     domain: bool = False
     missing: dict[str, str] = field(default_factory=dict)
-    sounds: dict[str, np.ndarray] = field(default_factory=dict)  # of the first clip, by kind, for the picture
+    sounds: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # of some rows, by kind, to be shown
 
     @cached_property
     def _figures(self) -> dict[str, Figure | None]:
@@ -121,28 +138,14 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """All figures, each with its interval as NAME_ci ([low, high]), counts and identities, as JSON values."""
         return {
-            **_plain(self.figures()),
-            "voices": {name: {"clips": len(rows), **_plain(figures(rows, self.domain))}
+            **plain(self.figures()),
+            "voices": {name: {"clips": len(rows), **plain(figures(rows, self.domain))}
                        for name, rows in self.voices().items()},
             "clips": len(self.rows),
             "takes": sum(len(row.takes) for row in self.rows),
             "missing": self.missing,
             **self.about,
         }  # fmt: skip
-
-    def table(self) -> str:
-        """The figures as plain text, with their intervals; a second part by voice."""
-        found = self.figures()
-        names = [name for name in ("wer", "wer_domain", "f0_median_hz", *HEARD[2:]) if key(name, KINDS[0]) in found]
-        lines = [f"{'':36}" + "".join(f"{kind:24}" for kind in KINDS)]
-        lines += [f"{LABELS[n]:36}" + "".join(f"{_cell(found[key(n, kind)]):24}" for kind in KINDS) for n in names]
-        lines += [f"{LABELS[n]:36}{'':48}{_cell(found[n])}" for n in SPOKEN]
-        shown = [key("wer", kind) for kind in KINDS] + ["f0_median_hz", "end_of_speech_share"]
-        for voice, rows in self.voices().items():
-            part = figures(rows, self.domain)
-            cells = ", ".join(f"{name} {_number(part[name])}" for name in shown)
-            lines.append(f"{voice} ({len(rows)} clips): {cells}")
-        return "\n".join(line.rstrip() for line in lines)
 
     def save(self, folder: Path) -> Path:
         """Write report.json, with a row for each clip, and metrics.png into `folder`. UserError if that fails."""
@@ -164,7 +167,7 @@ class Report:
         pitches.legend(loc="lower right")
         rng = np.random.default_rng(0)
         for i, kind in enumerate(KINDS):
-            sound = np.pad(self.sounds.get(kind, np.zeros(0, np.float32)), (0, 512))
+            sound = np.pad(self.sounds.get(0, {}).get(kind, np.zeros(0, np.float32)), (0, 512))
             sound = sound + 1e-6 * rng.standard_normal(len(sound))  # digital silence has no logarithm
             axes = picture.add_subplot(grid[1, 2 * i : 2 * i + 2], title=kind, xlabel="seconds", ylabel="Hz")
             axes.specgram(sound, NFFT=512, noverlap=384, Fs=SAMPLE_RATE_HZ, vmin=-140, vmax=-30, cmap="magma")
@@ -184,18 +187,18 @@ def _compare(axes: Any, parts: dict[str, dict[str, Figure | None]], name: str, l
     axes.set_xticks(range(len(parts)), list(parts))
 
 
-def _plain(found: dict[str, Figure | None]) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for name, figure in found.items():
-        plain[name] = figure.value if figure else None
-        plain[f"{name}_ci"] = list(figure.interval) if figure and figure.interval else None
-    return plain
+def plain(found: dict[str, Figure | None]) -> dict[str, Any]:
+    """The figures as JSON values, each with its interval beside it as NAME_ci: [low, high] or None."""
+    values: dict[str, Any] = {}
+    for name, one in found.items():
+        values[name] = one.value if one else None
+        values[f"{name}_ci"] = list(one.interval) if one and one.interval else None
+    return values
 
 
-def _number(figure: Figure | None) -> str:
-    return f"{figure.value:.3g}" if figure else "-"
-
-
-def _cell(figure: Figure | None) -> str:
-    span = " [{:.3g}, {:.3g}]".format(*figure.interval) if figure and figure.interval else ""
-    return _number(figure) + span
+def cell(figure: Figure | None, sign: str = "") -> str:
+    """A figure with its interval, as '0.123 [0.1, 0.15]'; sign: '+' for differences."""
+    if figure is None:
+        return "-"
+    span = f" [{figure.interval[0]:{sign}.3g}, {figure.interval[1]:{sign}.3g}]" if figure.interval else ""
+    return f"{figure.value:{sign}.3g}{span}"

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from orpheus.errors import UserError
@@ -308,6 +309,17 @@ class Renderer:
     def continued(self, before: str, codes: Codes, text: str, voice: str | None = None) -> list[int]:
         """The ids for going on with `text` where `before` was spoken already, as `codes`: an example under way."""
         return [*self.prompt(f"{before} {text}", voice), *self.layout.flatten(codes).tolist()]
+
+    def by_example(
+        self, shown: Iterable[tuple[str, Codes]], prompt: Sequence[int], voice: str | None = None
+    ) -> list[int]:
+        """The ids for speaking as somebody else: whole examples, texts with their codes, and then a prompt.
+
+        So Canopy asks its pretrained model for a voice (canopyai/Orpheus-TTS, commit 4028c71,
+        colabs/Orpheus_0_1_Pretrain_Inference.ipynb: `zeroprompt_input_ids`, then `second_input_ids`).
+        """
+        before = (self.example(text, codes, voice).input_ids for text, codes in shown)
+        return [*chain.from_iterable(before), *prompt]
 
     def example(self, text: str, codes: Codes, voice: str | None = None) -> Example:
         """A whole training sequence with its label mask.

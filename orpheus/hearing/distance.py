@@ -17,8 +17,8 @@ TO_DB = 10 / np.log(10) * np.sqrt(2)
 def mel_cepstral_db(one: np.ndarray, other: np.ndarray) -> float | None:
     """The mel-cepstral distance (Kubichek 1993) of two clips, float32 [n] and [m] at 24 kHz, in dB.
 
-    The mean over the path of dynamic time warping; neither level nor tempo counts. 0: equal. Two takes of a sentence by
-    one speaker have about 5 to 7, other sentences or speakers more. None if one of the clips is silent throughout.
+    The mean over the path of dynamic time warping; neither level nor tempo counts. 0: equal; the embedded
+    base has 2.7 from its recordings, natural voices more. None if one of the clips is silent throughout.
     """
     try:
         import librosa

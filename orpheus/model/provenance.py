@@ -42,6 +42,7 @@ class Provenance:
     merged_from: str = ""  # the adapter that is part of these weights; empty: none
     tags: dict[str, int] = field(default_factory=dict)
     data_hash: str | None = None
+    seen: str = ""  # the clips that were trained on, as `orpheus.data.seen` writes them; empty: not known
     sampling: dict[str, float] = field(default_factory=dict)  # an exported base's own (`own_sampling`)
     words: tuple[str, ...] = ()  # all that an exported base knows (`own_words`); empty: any
     speech_statistics: dict[str, float] = field(default_factory=dict)  # what is usual in the recordings (`guard`)

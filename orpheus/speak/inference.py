@@ -36,6 +36,7 @@ from orpheus.model.provenance import versions
 from orpheus.speak.guard import Watch
 from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Before, Closed, Reading, Spoken
+from orpheus.speak.references import Reference, Shown, after, described, read_references, warn_of_left_out
 from orpheus.speak.rows import run
 from orpheus.speak.speech import Speech
 from orpheus.speak.utterance import NoSpeech, Utterance, best, discarded, is_good, retry_seed
@@ -89,6 +90,7 @@ class OrpheusInference:
         self.has_adapter = opened.adapted
         self.trained_voices = made.voices if made and opened.adapted else ()
         self.trained_tags = tuple(made.tags) if made else ()
+        self.seen = made.seen if made else ""
         self.base_voices = opened.base_voices
         self._told = not opened.adapted or made is not None
         self.own_sampling = opened.sampling
@@ -133,6 +135,7 @@ class OrpheusInference:
         decoding: Decoding = SamplingOptions.decoding,
         guard: bool = ReadingOptions.guard,
         retries: int = ReadingOptions.retries,
+        references: Sequence[Reference] = (),
     ) -> list[Speech]:
         """Speak one text or several (as one batch), each to its own end.
 
@@ -146,10 +149,12 @@ class OrpheusInference:
                 only from codes that may stand there (`orpheus.config.Decoding` says where the two differ).
             guard: cut runaways, loops and silence. Without a seed, such texts and those with too short speech are
                 spoken again, up to `retries` times, and the best is kept. `Speech.guard` says what was found and done.
+            references: recordings (files, or float32 [n] at 24 kHz), each with its text, of the voice to speak in:
+                for pretrained bases. The last ones that fit into the context are shown to the model.
         Returns:
             One Speech per prompt, in order.
         Raises:
-            UserError: bad text, voice or option; NoSpeech if a text gave not one frame (the others are kept).
+            UserError: bad text, voice, option or reference; NoSpeech if a text gave not a frame (the others are kept).
         """
         sampling = self.drawn_as(
             SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
@@ -157,10 +162,11 @@ class OrpheusInference:
         reading = ReadingOptions(guard=guard, retries=retries)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if output_dir is None:
-            rows = self._rows(texts, voice, sampling, guard)
+            rows = self._rows(texts, voice, sampling, guard, references)
             speeches = [item for item in self._speak(rows, sampling, len(rows), reading)]
         else:
-            spoken = self.speak_to_files(texts, output_dir, voice, sampling, len(texts), overwrite, reading)
+            spoken = self.speak_to_files(texts, output_dir, voice, sampling, len(texts), overwrite, reading,
+                                        references)  # fmt: skip
             speeches = [speech for speech, _ in spoken]
         return sorted(speeches, key=lambda speech: speech.index)
 
@@ -173,6 +179,7 @@ class OrpheusInference:
         batch_size: int = 8,
         overwrite: bool = False,
         reading: ReadingOptions | None = None,
+        references: Sequence[Reference] = (),
     ) -> Iterator[tuple[Speech, Path]]:
         """Speak texts in batches, writing output_<k>.wav for each as soon as it is finished (not always in order).
 
@@ -180,7 +187,7 @@ class OrpheusInference:
         does, NoSpeech at the very end.
         """
         sampling, reading = self.drawn_as(sampling), reading or ReadingOptions()
-        rows = self._rows(texts, voice, sampling, reading.guard)
+        rows = self._rows(texts, voice, sampling, reading.guard, references)
         with reserved_paths(Path(folder), len(rows), overwrite) as paths:
             for speech in self._speak(rows, sampling, batch_size, reading):
                 yield speech, speech.save(paths[speech.index], overwrite=overwrite)
@@ -196,6 +203,7 @@ class OrpheusInference:
         seed: int | None = None,
         decoding: Decoding = SamplingOptions.decoding,
         guard: bool = ReadingOptions.guard,
+        references: Sequence[Reference] = (),
     ) -> Iterator[np.ndarray]:
         """Speak one text; yields float32 chunks [n] as soon as they are final.
 
@@ -203,7 +211,8 @@ class OrpheusInference:
         frames (0.26 s of speech, 21 tokens). Errors are raised as `generate` does, at the first `next()`.
         """
         sampling = SamplingOptions(temperature, top_p, repetition_penalty, max_new_tokens, seed, decoding)
-        yield from self.read(prompt, voice, sampling, ReadingOptions(guard=guard), whole=True)
+        yield from self.read(prompt, voice, sampling, ReadingOptions(guard=guard), whole=True,
+                             references=references)  # fmt: skip
 
     def read(
         self,
@@ -215,6 +224,7 @@ class OrpheusInference:
         whole: bool = False,
         collected: bool = False,
         warn: bool = True,
+        references: Sequence[Reference] = (),
     ) -> Reading:
         """Speak a text of any length, piece by piece, in constant memory: an iterator of float32 chunks [n].
 
@@ -226,38 +236,48 @@ class OrpheusInference:
         Raises UserError at once: bad text, voice or option. While it speaks: NoSpeech if a piece gave not one frame.
         """
         sampling, reading = self.drawn_as(sampling), reading or ReadingOptions()
-        chosen, clean = self._voice_of(text, voice)
+        shown = read_references(references, self.codec)
+        chosen, clean = self._voice_of(text, voice, shown)
         if warn:
             self._warn_of([text], {chosen})
         _, rest = split_voice(normalise(text), self.voices)  # with the ends of its paragraphs
         limit = min(reading.piece_chars, self.usual.longest_text or reading.piece_chars)
 
+        room = self.engine.context_length - sampling.max_new_tokens
+        pieces = [clean] if whole else split(rest, limit)
+        if shown:
+            prompts = [self.renderer.prompt(piece, chosen) for piece in pieces]
+            warn_of_left_out(max(after(self.renderer, shown, p, chosen, room)[1] for p in prompts), shown)
+
         def speak(piece: str, seed: int, before: Before | None, closed: Closed) -> Spoken:
-            row = self._utterance(0, piece, chosen, seed, reading.guard)
             if before:
-                row.prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
+                prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
+            else:
+                prompt = self.renderer.prompt(piece, chosen)
+            prompt, _ = after(self.renderer, shown, prompt, chosen, room)
+            row = self._utterance(0, piece, chosen, seed, reading.guard, prompt)
             return self._stream([row], sampling, closed)
 
         def fits(piece: str, before: Before) -> bool:
-            length = len(self.renderer.continued(before.text, before.codes, piece, chosen)) + sampling.max_new_tokens
-            return length <= self.engine.context_length
+            return len(self.renderer.continued(before.text, before.codes, piece, chosen)) <= room
 
         drawn = sampling.seed is None
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
         retries = reading.retries if reading.guard and drawn else 0
-        about = {"sampling": as_dict(sampling), "reading": as_dict(reading), **self.provenance}
-        return Reading([clean] if whole else split(rest, limit), chosen, seed, speak, retries=retries,
+        about = {"sampling": as_dict(sampling), "reading": as_dict(reading), **self.provenance, **described(shown)}
+        return Reading(pieces, chosen, seed, speak, retries=retries,
                        collected=collected, carry=fits if reading.carry else None, silent_db=self.usual.silent_db,
                        provenance=about)  # fmt: skip
 
-    def attempt(self, texts: Sequence[str], voice: str | None = None,
-                sampling: SamplingOptions | None = None) -> list[Speech | NoSpeech]:  # fmt: skip
+    def attempt(self, texts: Sequence[str], voice: str | None = None, sampling: SamplingOptions | None = None,
+                references: Sequence[Reference] = ()) -> list[Speech | NoSpeech]:  # fmt: skip
         """Speak texts as one batch; for each, in order, its Speech or the NoSpeech that says why there is none.
 
-        For measuring a model: what `generate` raises is part of the result here. UserError: bad text or voice.
+        For measuring a model: what `generate` raises is part of the result here. UserError: bad text, voice
+        or reference.
         """
         sampling = self.drawn_as(sampling)
-        rows = self._rows(texts, voice, sampling)
+        rows = self._rows(texts, voice, sampling, references=references)
         ended = [item for item in self._stream(rows, sampling) if not isinstance(item, np.ndarray)]
         return sorted(ended, key=lambda item: item.index)
 
@@ -285,30 +305,36 @@ class OrpheusInference:
                     drawn[item.index].append(item)
                     if is_good(item) or attempt == retries:
                         yield _chosen(drawn.pop(item.index))
-            rows = [self._utterance(row.index, row.text, row.voice, retry_seed(row.seed), guard=True)
+            rows = [self._utterance(row.index, row.text, row.voice, retry_seed(row.seed), True, row.prompt)
                     for row in rows if row.index in drawn]  # fmt: skip
             if not rows:
                 return
 
     def _rows(self, texts: Sequence[str], voice: str | None, sampling: SamplingOptions,
-              guard: bool = False) -> list[Utterance]:  # fmt: skip
+              guard: bool = False, references: Sequence[Reference] = ()) -> list[Utterance]:  # fmt: skip
         if not texts:
             raise UserError("there is nothing to speak: give at least one text")
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
-        rows = []
+        shown = read_references(references, self.codec)
+        rows, left_out, room = [], 0, self.engine.context_length - sampling.max_new_tokens
         for i, text in enumerate(texts):
-            chosen, rest = self._voice_of(text, voice)
-            rows.append(self._utterance(i, rest, chosen, seed + i, guard))
+            chosen, rest = self._voice_of(text, voice, shown)
+            prompt, without = after(self.renderer, shown, self.renderer.prompt(rest, chosen), chosen, room)
+            rows.append(self._utterance(i, rest, chosen, seed + i, guard, prompt, described(shown[without:])))
+            left_out = max(left_out, without)
+        warn_of_left_out(left_out, shown)
         self._warn_of(texts, {row.voice for row in rows})
         return rows
 
-    def _utterance(self, index: int, text: str, voice: str | None, seed: int, guard: bool) -> Utterance:
-        return Utterance(index, text, voice, seed, prompt=self.renderer.prompt(text, voice), layout=self.engine.layout,
-                         decoder=self.codec.streaming(seed=seed), provenance=self.provenance,
+    def _utterance(self, index: int, text: str, voice: str | None, seed: int, guard: bool, prompt: list[int],
+                   more: dict[str, Any] | None = None) -> Utterance:  # fmt: skip
+        return Utterance(index, text, voice, seed, prompt=prompt, layout=self.engine.layout,
+                         decoder=self.codec.streaming(seed=seed), provenance={**self.provenance, **(more or {})},
                          watch=Watch(self.usual, text) if guard else None)  # fmt: skip
 
-    def _voice_of(self, text: str, voice: str | None) -> tuple[str | None, str]:
-        """Who speaks a text, and the checked text without its 'voice: '."""
+    def _voice_of(self, text: str, voice: str | None, shown: Sequence[Shown] = ()) -> tuple[str | None, str]:
+        """Who speaks a text, and the checked text without its 'voice: '. An example needs no name beside it."""
+        voice = "" if voice is None and shown and not self.has_adapter else voice
         known = Voices(self.trained_voices, self.base_voices, self.has_adapter, self._told)
         return known.choose(text, voice, *self.trained_tags[:1])
 

@@ -18,6 +18,7 @@ from orpheus.model.provenance import write_json
 from orpheus.speak.inference import OrpheusInference, load_voice
 from orpheus.speak.names import reserved_paths
 from orpheus.speak.reading import Reading
+from orpheus.speak.references import Reference
 from orpheus.speak.speech import remove_stale
 
 LOG_EVERY_S = 30.0  # where stderr is no terminal
@@ -33,13 +34,14 @@ def speak_aloud(
     folder: Path,
     overwrite: bool,
     pcm: bool,
+    references: Sequence[Reference] = (),
 ) -> None:
     """`python inference.py --stream`: load the voice, speak each text as it is made, and say how it went."""
     out = raw_stdout() if pcm else None
     with redirect_stdout(sys.stderr if pcm else sys.stdout):  # nothing but samples goes there
         tts = load_voice(model)
         for spoken, path in read_aloud(tts, texts, voice, sampling, reading, folder=folder, overwrite=overwrite,
-                                       pcm=out):  # fmt: skip
+                                       pcm=out, references=references):  # fmt: skip
             print(f"{path or 'standard output'}  {facts(spoken)}: {spoken.texts[0][:60]}")
 
 
@@ -53,6 +55,7 @@ def read_aloud(
     folder: Path,
     overwrite: bool = False,
     pcm: BinaryIO | None = None,
+    references: Sequence[Reference] = (),
 ) -> Iterator[tuple[Reading, Path | None]]:
     """Speak texts of any length one after the other, each as it is made; yields each finished one and its file.
 
@@ -62,7 +65,8 @@ def read_aloud(
     """
     seeds = [None if sampling.seed is None else sampling.seed + i for i in range(len(texts))]
     readings = [
-        tts.read(text, voice, replace(sampling, seed=seed), reading) for text, seed in zip(texts, seeds, strict=True)
+        tts.read(text, voice, replace(sampling, seed=seed), reading, references=references)
+        for text, seed in zip(texts, seeds, strict=True)
     ]
     if pcm is not None:
         for spoken in readings:

@@ -8,6 +8,7 @@ orpheus speak "Hello there." --out hello.mp3
 orpheus speak --stream "A WAV that grows while it is spoken."
 orpheus speak --pcm "Hello there." | aplay -f S16_LE -r 24000
 orpheus speak --file book.txt --long --guard
+orpheus speak --reference me.wav --reference-text "What I say in it." "Hello there."    # pretrained bases
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class SpeakOptions:
     """Speak each line of this UTF-8 text file."""
     voice: str | None = None
     """Voice for 'voice: text' prompts. Default: the one the adapter was trained on."""
+    reference: Path | None = None
+    """Speak in the voice of this recording: for pretrained bases, not tuned to a voice. Needs --reference-text."""
+    reference_text: str | None = None
+    """What is said in the reference."""
     out: Path = Path("generated_audio")
     """Folder for output_0.wav, output_1.wav, ...; for one text also a file: .wav, .flac, .mp3, .ogg or .opus."""
     overwrite: bool = False
@@ -59,11 +64,13 @@ def main(options: SpeakOptions) -> None:
     """Load the voice once, speak batch by batch, say what was written."""
     texts = read_prompts(options.prompts, options.file, options.long)
     check(options, texts)
+    references = [(options.reference, options.reference_text or "")] if options.reference else []
     if options.stream or options.pcm or options.long:
         from orpheus.speak.live import speak_aloud
 
         return speak_aloud(texts, options.model, options.voice, options.sampling, options.reading,
-                           folder=options.out, overwrite=options.overwrite, pcm=options.pcm)  # fmt: skip
+                           folder=options.out, overwrite=options.overwrite, pcm=options.pcm,
+                           references=references)  # fmt: skip
     from orpheus.hearing.recognise import find_recogniser
     from orpheus.speak.inference import load_voice
 
@@ -73,7 +80,7 @@ def main(options: SpeakOptions) -> None:
         texts = list(EMBEDDED_PROMPTS)
     for speech, path in tts.speak_to_files(texts, options.out, options.voice, options.sampling,
                                            batch_size=options.batch_size, overwrite=options.overwrite,
-                                           reading=options.reading):  # fmt: skip
+                                           reading=options.reading, references=references):  # fmt: skip
         print(
             f"{path}  {speech.duration_s:.2f} s, {speech.finish_reason}, seed {speech.seed}, "
             f"{speech.timings.tokens_per_s:.0f} tokens/s: {speech.text}"
@@ -90,9 +97,13 @@ def check(options: SpeakOptions, texts: Sequence[str]) -> None:
         raise UserError(f"batch-size is {options.batch_size}, expected 1 or more")
     if options.transcribe != "none" and (options.stream or options.pcm or options.long):
         raise UserError("--transcribe needs whole speeches: leave out --stream, --pcm and --long")
+    if bool(options.reference) != bool((options.reference_text or "").strip()):
+        raise UserError("--reference and --reference-text belong together: a recording, and the words said in it")
+    if options.reference and not options.reference.is_file():
+        raise UserError(f"--reference: there is no file {options.reference}")
     from orpheus.speak.inference import check_speaking
     from orpheus.speak.names import check_out
 
     if not options.pcm:
         check_out(options.out, len(texts), options.overwrite, streamed=options.stream or options.long)
-    check_speaking(options.model, texts, options.voice)
+    check_speaking(options.model, texts, "" if options.reference and options.voice is None else options.voice)

@@ -192,6 +192,7 @@ def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary
 
 def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus, summary: TrainSummary) -> None:
     """Write the adapter in peft's format, with all that speaking needs to know; upload it if that was asked for."""
+    from orpheus.data.seen import seen
     from orpheus.model.adapter import save_adapter
     from orpheus.model.hub import portable_name
     from orpheus.model.provenance import Provenance, versions
@@ -200,7 +201,7 @@ def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corp
     save_adapter(model, options.output_dir, Provenance(
         base=model.base, base_revision=model.revision, base_fingerprint=model.fingerprint, base_voices=model.voices,
         codec=portable_name(_set(options.model.codec)), codec_identity=codec.identity, layout=model.layout,
-        voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash,
+        voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash, seen=seen(corpus.trained),
         speech_statistics=corpus.statistics.as_dict(),
         config=as_dict(options), versions=versions(),
         results={"validation_loss": summary.validation_after, "steps": summary.steps, "seconds": summary.seconds},

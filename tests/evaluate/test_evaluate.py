@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,19 +14,23 @@ import pytest
 import soundfile
 
 from orpheus.config import SamplingOptions, VoiceOptions
+from orpheus.data.seen import seen
 from orpheus.errors import UserError
 from orpheus.evaluate import evaluate as module
 from orpheus.evaluate.clips import Recording, held_out
+from orpheus.evaluate.compare import Comparison, short_names
 from orpheus.evaluate.evaluate import EvaluateOptions, default_corpus, domain_texts, main
+from orpheus.evaluate.listen import Ears
 from orpheus.evaluate.measure import evaluate
-from orpheus.evaluate.report import HEARD, KINDS, SPOKEN, key
+from orpheus.evaluate.report import COPIED, HEARD, KINDS, MIDDLE, SPOKEN, key
 from tests.support.codec_fixtures import speech_like
 from tests.support.pages import DOCS
 from tests.support.voices import ScriptedEngine, some_codes
 
 FRAME_S = 2048 / 24000
 TEXTS = ("Hello there, <laughs> you.", "It rained all day.", "What, <sighs> again?", "Good morning.")
-KEYS = {key(name, kind) for kind in KINDS for name in (*HEARD, "f0_median_hz") if name != "wer_domain"} | set(SPOKEN)
+KEYS = {key(name, kind) for kind in KINDS for name in (*HEARD, *MIDDLE) if name != "wer_domain"} | set(SPOKEN)
+KEYS |= {key(name, kind) for kind in KINDS[1:] for name in COPIED}
 
 
 class Parrot:
@@ -64,7 +69,7 @@ LIMITED = SamplingOptions(seed=10, max_new_tokens=42)
 
 
 def test_figures_of_a_known_script(spoken, clips):
-    report = evaluate(spoken, clips, Parrot(), detector=DETECTOR, sampling=LIMITED)
+    report = evaluate(spoken, clips, Ears(Parrot(), detector=DETECTOR), sampling=LIMITED)
     values = {name: figure.value if figure else None for name, figure in report.figures().items()}
     assert set(values) == KEYS
     # 36 ids to the end, 22 with a wrong one, 1 wrong one at once, 42 to the limit
@@ -87,33 +92,35 @@ def test_figures_of_a_known_script(spoken, clips):
 
 def test_every_take_has_a_seed_of_its_own_and_batches_change_nothing(tts, clips):
     sampling = SamplingOptions(seed=7, max_new_tokens=21)
-    whole = evaluate(tts, clips, None, samples=2, sampling=sampling)
+    whole = evaluate(tts, clips, Ears(), samples=2, sampling=sampling)
     assert sorted(take.seed for row in whole.rows for take in row.takes) == list(range(7, 15))
-    single = evaluate(tts, clips, None, samples=2, sampling=sampling, batch_size=1)
+    single = evaluate(tts, clips, Ears(), samples=2, sampling=sampling, batch_size=1)
     for a, b in zip(whole.rows, single.rows, strict=True):
         assert [(t.seed, t.tokens, t.finish_detail) for t in a.takes] == [(t.seed, t.tokens, t.finish_detail)
                                                                          for t in b.takes]  # fmt: skip
 
 
 def test_nothing_is_made_up(spoken, clips):
-    report = evaluate(spoken, clips[:1], None, sampling=LIMITED)
+    report = evaluate(spoken, clips[:1], Ears(why={"dnsmos": "DNSMOS needs speechmos"}), sampling=LIMITED)
     missing = {name for name, figure in report.figures().items() if figure is None}
-    assert {key(name, kind) for name in HEARD if name != "wer_domain" for kind in KINDS} <= missing
+    asked = [name for name in HEARD if name not in ("wer_domain", "letters_per_s", "trailing_silence_s")]
+    assert {key(name, kind) for name in asked for kind in KINDS} <= missing
     assert missing | {"*_ci"} == set(report.missing)
     assert "pip install faster-whisper" in report.missing["wer_generated"]
+    assert report.missing["dnsmos_original"] == "DNSMOS needs speechmos"
     assert "embedded voices" in report.missing["tag_hit_rate"] and "one clip" in report.missing["*_ci"]
 
 
 def test_a_tag_that_the_detector_does_not_know_counts_in_neither_rate(spoken, clips):
     strange = [Recording("a.wav", "Well, <yodels> hello.", None, clips[0].samples)] * 2
-    report = evaluate(spoken, strange, None, detector=DETECTOR, sampling=LIMITED)
+    report = evaluate(spoken, strange, Ears(detector=DETECTOR), sampling=LIMITED)
     assert report.figures()["tag_hit_rate"] is report.figures()["tag_false_alarm_rate"] is None
     assert "<laughs>, <sighs>, <gasps> alone" in report.missing["tag_hit_rate"]
 
 
 def test_voices_are_reported_by_themselves(spoken, clips):
     named = [Recording(c.name, c.text, "anna" if i < 2 else "ben", c.samples) for i, c in enumerate(clips)]
-    plain = evaluate(spoken, named, Parrot(), sampling=LIMITED, batch_size=2).as_dict()
+    plain = evaluate(spoken, named, Ears(Parrot()), sampling=LIMITED, batch_size=2).as_dict()
     assert set(plain["voices"]) == {"anna", "ben"} and plain["voices"]["anna"]["clips"] == 2
     assert plain["voices"]["anna"]["wer_original"] == pytest.approx(4 / 7)
     assert {f"{name}_ci" for name in KEYS} <= set(plain["voices"]["ben"])
@@ -121,8 +128,66 @@ def test_voices_are_reported_by_themselves(spoken, clips):
 
 def test_the_pitch_is_that_of_the_sounds(spoken):
     tone = (0.3 * np.sin(2 * np.pi * 150 * np.arange(24000) / 24000)).astype(np.float32)
-    report = evaluate(spoken, [Recording("a.wav", "Hello.", None, tone)], None, sampling=LIMITED)
+    report = evaluate(spoken, [Recording("a.wav", "Hello.", None, tone)], Ears(), sampling=LIMITED)
     assert report.figures()["f0_median_hz_original"].value == pytest.approx(150, rel=0.02)
+    assert report.figures()["f0_range_st_original"].value < 0.2
+
+
+def test_a_recording_is_never_compared_with_itself(spoken, clips):
+    """Of three clips two are alike: each has the mean of the two others as its target, and so has what was spoken."""
+    said = {len(clip.samples): vector for clip, vector in zip(clips, ([1, 0], [1, 0], [0, 1], [0, 1]), strict=True)}
+    ears = Ears(embed=lambda samples: np.array(said.get(len(samples), [1, 0]), np.float32))
+    report = evaluate(spoken, clips[:3], ears, sampling=LIMITED)
+    likeness = [row.original.counts["speaker_similarity"][0] for row in report.rows]
+    assert likeness == pytest.approx([0.5**0.5, 0.5**0.5, 0])
+    spoken_likeness = [row.takes[0].heard.counts.get("speaker_similarity", (None,))[0] for row in report.rows]
+    assert spoken_likeness == [pytest.approx(0.5**0.5), pytest.approx(0.5**0.5), None]  # the third gave no audio
+    alone = evaluate(spoken, clips[:1], ears, sampling=LIMITED)
+    assert alone.missing["speaker_similarity"] == "no voice has two recordings"
+
+
+def test_rate_and_end_leave_silence_out(spoken, clips):
+    """Half a second of speech between silences: the letters are said in that half second."""
+    quiet = np.zeros(12000, np.float32)
+    padded = Recording("a.wav", "Good morning.", None, np.concatenate([quiet, clips[0].samples[:12000], quiet, quiet]))
+    ears = Ears(dnsmos=lambda samples: len(samples) / 24000)
+    found = evaluate(spoken, [padded, padded], ears, sampling=LIMITED).figures()
+    assert found["trailing_silence_s_original"].value == pytest.approx(1, abs=0.1)
+    assert found["letters_per_s_original"].value == pytest.approx(13 / 0.5, rel=0.2)
+    assert found["dnsmos_original"].value == 2 and found["dnsmos"].value < 1
+    assert found["mel_cepstral_db"].value > 0 and "mel_cepstral_db_original" not in found
+
+
+# ---- several voices ----
+
+
+def test_the_first_voice_is_what_the_others_are_compared_with(spoken, layout, clips, monkeypatch):
+    clips = [replace(clip, text="Hello there, you.") for clip in clips]
+    first = evaluate(spoken, clips, Ears(Parrot()), sampling=LIMITED)
+    silent = ScriptedEngine(layout, [[layout.end_of_speech]] * 4)
+    monkeypatch.setattr(spoken, "engine", silent)
+    other = evaluate(spoken, clips, Ears(), sampling=LIMITED, like=first)
+    assert all(a.original is b.original for a, b in zip(first.rows, other.rows, strict=True))  # heard once
+    comparison = Comparison({"base": first, "mine": evaluate(spoken, clips, Ears(Parrot()), sampling=LIMITED)})
+    change = comparison.differences["mine"]["end_of_speech_share"]
+    assert change.value == -1 / 4 and change.interval[0] < -1 / 4 <= change.interval[1]
+    assert comparison.columns() == ["original", "reconstruction", "base", "mine", "mine - base"]
+    table = comparison.table()
+    assert "-0.25 [" in table and "mine is worse in word error rate than base" in table
+    plain = comparison.as_dict()
+    assert plain["wer_generated"] == first.as_dict()["wer_generated"]
+    assert plain["compared"]["mine"]["wer_generated"] == 1 and plain["differences"]["mine"]["wer_generated_ci"]
+
+
+def test_what_is_not_sure_is_not_said(spoken, clips):
+    first = evaluate(spoken, clips, Ears(Parrot()), sampling=LIMITED)
+    same = Comparison({"a": first, "b": first})
+    assert same.sure("b") == "No difference between b and a is sure on these clips."
+
+
+def test_names_are_as_short_as_can_be():
+    assert short_names([None, "runs/one", "owner/two"]) == ["base", "one", "two"]
+    assert short_names(["a/lora_model", "b/lora_model", "c"]) == ["a/lora_model", "b/lora_model", "c"]
 
 
 # ---- choosing clips ----
@@ -194,6 +259,7 @@ def program(spoken, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_voice", lambda options: spoken)
     monkeypatch.setattr(module, "find_detector", lambda tts: DETECTOR)
     monkeypatch.setattr(module, "PocketSphinx", lambda texts: Parrot())
+    monkeypatch.setattr(module, "find_ears", Ears)
 
     def run(**options):
         main(EvaluateOptions(corpus=folder, sampling=LIMITED, **options))
@@ -237,14 +303,41 @@ def test_the_table_and_the_report_in_a_folder(program, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "tokens out of their slot" in table and "0.0198 [" in table
     names = {p.name for p in out.iterdir()}
+    page = (out / "page.html").read_text()
+    assert page.count("<audio") == 3 + 3 + 3 + 2 and "http" not in page  # the third was spoken without audio
+    assert "Sentence number 0." in page and "not measured" not in page and "Not measured: wer_original" in page
     assert {f"clip_{i}_take_0.{suffix}" for i in (0, 1, 3) for suffix in ("wav", "json")} | {
-        "report.json", "metrics.png"} == names  # fmt: skip
+        "report.json", "metrics.png", "page.html"} == names  # fmt: skip
     assert (out / "metrics.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((out / "report.json").read_text())["rows"]
     assert [row["takes"][0]["tokens"] for row in rows] == [36, 22, 1, 42] and rows[0]["original"]["seconds"] == 0.4
     with pytest.raises(UserError, match=r"report\.json exists already"):
         program(recogniser="none", out=out)
     program(recogniser="none", out=out, overwrite=True)
+
+
+def test_several_voices_are_measured_one_after_another(program, tmp_path, adapter_dir, capsys, caplog):
+    out = tmp_path / "out"
+    program(recogniser="none", out=out, compare=(str(adapter_dir),))
+    table = capsys.readouterr().out
+    assert table.split("\n")[0].split() == ["original", "reconstruction", "base", *[name := adapter_dir.name],
+                                            name, "-", "base"]  # fmt: skip
+    assert {p.name for p in out.iterdir()} == {"base", name, "page.html", "report.json"}
+    assert json.loads((out / "report.json").read_text())["differences"][name]["end_of_speech_share"] == 0
+    assert (out / name / "clip_0_take_0.wav").is_file() and (out / name / "report.json").is_file()
+    with pytest.raises(UserError, match="--compare names base twice"):
+        program(compare=("base",))
+
+
+def test_clips_of_the_training_are_warned_of(program, spoken, tmp_path, monkeypatch, caplog, capsys):
+    """The recordings 0 and 1, and the text of 2 with another recording."""
+    folder = tmp_path / "clips"
+    clips = [SimpleNamespace(key=c.key, text=c.text) for c in held_out(str(folder), spoken)]
+    clips[2].key = "f" * 64
+    monkeypatch.setattr(spoken, "seen", seen(clips[:3]))
+    program(recogniser="none", json=True)
+    line = "2 of 4 clips are recordings that base was trained on, and 1 of 4 clips have a text that base was trained on"
+    assert line in caplog.text and line in json.loads(capsys.readouterr().out)["warnings"][0]
 
 
 def test_the_page_explains_every_figure():

@@ -50,6 +50,20 @@ def test_the_exact_published_sequence():
     assert example.input_ids[-2:] == [128258, 128262]
 
 
+def test_the_exact_published_example_of_a_voice():
+    """As `second_input_ids` of Canopy's notebook for the pretrained model."""
+
+    class Llama:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [len(word) for word in text.split()]}
+
+    renderer = Renderer(Llama(), ORPHEUS)
+    codes = ORPHEUS.flatten(CODES).tolist()
+    ids = renderer.by_example([("Hey there", CODES)], renderer.prompt("Good bye now"))
+    assert ids == [128259, 128000, 3, 5, 128009, 128260, 128261, 128257, *codes, 128258, 128262,
+                   128259, 128000, 4, 3, 3, 128009, 128260, 128261, 128257]  # fmt: skip
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=40), st.sampled_from([None, "tara"]), st.integers(0, 3))
 def test_the_prompt_is_a_strict_prefix_and_the_mask_is_exact(renderer, layout, text, voice, frames):

@@ -91,3 +91,6 @@ class ScriptedEngine:
                     yield row, token
         finally:
             self.closed = True
+
+    def close(self) -> None:
+        """It holds nothing."""

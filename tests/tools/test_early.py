@@ -88,6 +88,7 @@ MISTAKES = {
     ("speak", "hello", *TINY, "--engine", "remote"): "needs the address of the server",
     ("speak", "hello", *TINY, "--device", "gpu"): "unknown device 'gpu'",
     ("evaluate", "--adapter", "empty"): "no adapter in 'empty'",
+    ("evaluate", "--preset", "tiny", "--compare", "empty"): "no adapter in 'empty'",
     ("serve", "--adapter", "empty"): "no adapter in 'empty'",
     ("serve", "--no-adapter", "--base", "./none"): "there is no folder none",
     ("serve", "--no-adapter", "--preset", "tiny", "--api-key-file", "none"): "can't read the API keys",
