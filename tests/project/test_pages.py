@@ -30,6 +30,7 @@ from orpheus.cli import parse
 from orpheus.config import CorpusOptions
 from orpheus.data.sources import open_source
 from orpheus.engines.tensorrt.smoke import SmokeOptions as TensorrtOptions
+from orpheus.evaluate.listen import Ears
 from orpheus.tools.bench import BENCHMARKS, find
 from tests.support.pages import BESIDE, DOCS, PAGES, README, ROOT
 from tests.support.voices import some_codes
@@ -277,6 +278,7 @@ def test_commands_run(command, desk, monkeypatch, capfd):
                                       train=dataclasses.replace(options.train, max_steps=1))  # fmt: skip
     if program == "orpheus evaluate":  # tests/evaluate listens
         options = dataclasses.replace(options, limit=2, recogniser="none")
+        monkeypatch.setattr("orpheus.evaluate.evaluate.find_ears", Ears)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello there.\n"))
     module = importlib.import_module(program.removesuffix(".py")) if program in SCRIPTS else load(program.split()[1])[0]
     module.main(options)
