@@ -104,8 +104,8 @@ def make_cases(count: int) -> Iterator[Case]:
         voice = tts.voices[number % len(tts.voices)]
         sampling = SamplingOptions(seed=number, decoding="framed")
         speed = 1.25 if number % 5 == 4 else 1.0
-        encoder = Encoder(formats[number % len(formats)], speed)
         read = tts.read(text, voice, sampling, ReadingOptions(guard=True, piece_chars=PIECE_CHARS))
+        encoder = Encoder(formats[number % len(formats)], speed, read.note)
         data = b"".join([*(encoder.push(chunk) for chunk in read), encoder.finish()])
         late = decoded(data, encoder.format) - encoder.samples
         if not 0 <= late <= LATE_S * 24000:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from orpheus.audio.notes import ID3_FORMATS, id3
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, pcm16, wav_header
 from orpheus.errors import MissingPackage, UserError
 
@@ -40,7 +41,7 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    # No header that would have to be written at the end (Xing), and no tag in front.
+    # No header that would have to be written at the end (Xing), and no tag in front but our own.
     "mp3": Form("audio/mpeg", "mp3", "libmp3lame", 96_000, (), (("write_xing", "0"), ("id3v2_version", "0"))),
     # Pages of one packet: by default a second of speech is held back until its page is full.
     "opus": Form("audio/ogg; codecs=opus", "ogg", "libopus", 64_000, (("frame_duration", "20"),),
@@ -56,10 +57,11 @@ FORMS = {
 class Encoder:
     """Encodes one utterance, at a speed, its pitch kept. Bytes come as early as the format allows.
 
+    `comment` goes into the metadata before the sound; PCM has no place for it.
     UserError: an unknown format, a speed out of range. MissingPackage: `av` is needed and not installed.
     """
 
-    def __init__(self, format: str, speed: float = 1.0) -> None:
+    def __init__(self, format: str, speed: float = 1.0, comment: str = "") -> None:
         if format not in FORMS:
             raise UserError(f"can't encode audio as '{format}': expected one of {', '.join(FORMS)}")
         if not SPEEDS[0] <= speed <= SPEEDS[1]:  # NaN is in no range
@@ -67,7 +69,9 @@ class Encoder:
         self.format, self.media_type = format, FORMS[format].media_type
         self.samples = 0  # written so far, at 24 kHz
         self._stretch = Stretch(speed) if speed != 1 else None
-        self._writer: _Raw | _Coded = _Coded(FORMS[format]) if FORMS[format].codec else _Raw(format == "wav")
+        self._comment = comment
+        self._before = id3(comment) if format in ID3_FORMATS else wav_header(None, comment) if format == "wav" else b""
+        self._writer: _Raw | _Coded = _Coded(FORMS[format], comment) if FORMS[format].codec else _Raw()
 
     def push(self, samples: np.ndarray) -> bytes:
         """The next samples, float32 [n] in [-1, 1]; the bytes that are ready, maybe none."""
@@ -76,7 +80,7 @@ class Encoder:
     def finish(self) -> bytes:
         """The rest, after the last samples."""
         rest = self._write(self._stretch.finish()) if self._stretch else b""
-        return rest + self._writer.finish()
+        return rest + self._begun(self._writer.finish())
 
     def close(self) -> None:
         """Give up: frees at once what ffmpeg holds, which `finish` does too. A second call does nothing."""
@@ -85,7 +89,7 @@ class Encoder:
     def whole(self, data: bytes) -> bytes:
         """`data`, all that came out: as a file that tells its length, where a stream could not know it (WAV, FLAC)."""
         if self.format == "wav":
-            header = wav_header(self.samples)
+            header = wav_header(self.samples, self._comment)
             return header + data[len(header) :]
         if self.format == "flac":
             at = FLAC_LENGTH
@@ -95,7 +99,13 @@ class Encoder:
 
     def _write(self, samples: np.ndarray) -> bytes:
         self.samples += len(samples)
-        return self._writer.push(pcm16(samples))
+        coded = self._writer.push(pcm16(samples))
+        return self._begun(coded) if coded else b""
+
+    def _begun(self, coded: bytes) -> bytes:
+        """The bytes, the first ones behind what stands before the sound."""
+        before, self._before = self._before, b""
+        return before + coded
 
 
 class Stretch:
@@ -165,17 +175,13 @@ def tempos(speed: float) -> list[float]:
 
 
 class _Raw:
-    """16-bit PCM as it is, behind a WAV header or nothing. The header says 'length unknown': it can't be mended."""
-
-    def __init__(self, header: bool) -> None:
-        self._header = wav_header(None) if header else b""
+    """16-bit PCM as it is."""
 
     def push(self, pcm: bytes) -> bytes:
-        header, self._header = self._header, b""
-        return header + pcm
+        return pcm
 
     def finish(self) -> bytes:
-        return self.push(b"")
+        return b""
 
     def close(self) -> None:
         pass
@@ -184,12 +190,13 @@ class _Raw:
 class _Coded:
     """16-bit PCM through one of ffmpeg's encoders into a container that is never rewound."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, comment: str) -> None:
         av = _av(f"audio as {form.media_type}")
         self._sink = _Sink()  # not this object: it would not be freed at once, and an encoder holds up to a megabyte
         # bitexact: no version of the library in the file, and no random serial number.
         self._container = av.open(self._sink, "w", format=form.container, options={"fflags": "+bitexact",
                                                                              **dict(form.written)})  # fmt: skip
+        self._container.metadata.update({"comment": comment} if comment else {})
         self._stream: Any = self._container.add_stream(form.codec, rate=SAMPLE_RATE_HZ, layout="mono",
                                                        options=dict(form.options))  # fmt: skip
         if form.bit_rate:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from orpheus.audio.decoding import AudioProblem, Reason, decode, package
+from orpheus.audio.notes import ID3_FORMATS, id3, info_chunk
 from orpheus.errors import UserError
 
 SAMPLE_RATE_HZ = 24000
@@ -222,7 +223,8 @@ def _narrow_band_hz(samples: np.ndarray) -> int | None:
 def write(path: str | Path, samples: np.ndarray, *, overwrite: bool = False, comment: str = "") -> Path:
     """Write samples [N] (24 kHz, in [-1, 1]) in the format of the suffix: .wav, .flac (16 bit), .mp3, .ogg, .opus.
 
-    The file appears whole or not at all; missing folders are made. `comment` goes into the file's metadata.
+    The file appears whole or not at all; missing folders are made. `comment` goes into the file's metadata
+    (`orpheus/audio/notes.py`).
     Louder samples are clipped. Raises UserError for an existing file (unless `overwrite`), an unknown suffix,
     no samples, NaN or infinity, and for what the system refuses (no space, no permission).
     """
@@ -237,17 +239,19 @@ def to_bytes(samples: np.ndarray, format: str = "wav", *, comment: str = "") -> 
     """The content of a sound file with samples [N] (24 kHz), in one of FORMATS. Comment and errors as in `write`."""
     if format not in FORMATS:
         raise UserError(f"can't write audio as '{format}': expected one of {', '.join(FORMATS)}")
-    container, subtype = FORMATS[format]
-    # 16-bit formats get our integers: libsndfile scales by 32767 and would not give back what it has read.
-    data = np.frombuffer(pcm16(samples), "<i2") if subtype == "PCM_16" else _playable(samples)
+    data = _playable(samples)
     if not len(data):
         raise UserError("there are no samples to write")
+    if format == "wav":
+        return wav_header(len(data), comment) + pcm16(data)
+    container, subtype = FORMATS[format]
     soundfile, buffer = package("soundfile", "reading and writing audio"), io.BytesIO()
     with soundfile.SoundFile(buffer, "w", SAMPLE_RATE_HZ, 1, subtype, format=container) as file:
-        if comment:
+        if comment and format not in ID3_FORMATS:  # libsndfile's own has 30 letters, at the end
             file.comment = comment
-        file.write(data)
-    return buffer.getvalue()
+        # 16-bit formats get our integers: libsndfile scales by 32767 and would not give back what it has read.
+        file.write(np.frombuffer(pcm16(data), "<i2") if subtype == "PCM_16" else data)
+    return (id3(comment) if format in ID3_FORMATS else b"") + buffer.getvalue()
 
 
 def pcm16(samples: np.ndarray) -> bytes:
@@ -264,12 +268,16 @@ def _playable(samples: np.ndarray) -> np.ndarray:
     return np.clip(samples, -1, 1)
 
 
-def wav_header(samples: int | None) -> bytes:
-    """The 44 bytes before 16-bit mono PCM at 24 kHz; None: length unknown, for a stream that can't be rewound."""
+def wav_header(samples: int | None, comment: str = "") -> bytes:
+    """What stands before 16-bit mono PCM at 24 kHz: 44 bytes, and between them the comment, if there is one.
+
+    None: length unknown, for a stream that can't be rewound.
+    """
     # The RIFF field counts everything after itself. Readers take 0xFFFFFFFF as "until the end" (ffmpeg, libsndfile).
-    size = 0xFFFFFFFF if samples is None else 2 * samples
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", min(size + 36, 0xFFFFFFFF), b"WAVE", b"fmt ", 16, 1, 1,
-                       SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16, b"data", size)  # fmt: skip
+    size, info = 0xFFFFFFFF if samples is None else 2 * samples, info_chunk(comment)
+    form = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", min(size + 36 + len(info), 0xFFFFFFFF), b"WAVE", b"fmt ", 16, 1, 1,
+                       SAMPLE_RATE_HZ, 2 * SAMPLE_RATE_HZ, 2, 16)  # fmt: skip
+    return form + info + struct.pack("<4sI", b"data", size)
 
 
 class WavStream:
@@ -277,28 +285,32 @@ class WavStream:
 
     After each `write` the header tells the true length, so the file can be played at any moment, and after
     a crash too. Raises UserError for an existing file (unless `overwrite`) and for what the system refuses.
-    A stream that got no samples leaves no file.
+    A stream that got no samples leaves no file. `comment` as in `write`.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, *, overwrite: bool = False, comment: str = "") -> None:
         self.path = Path(path)
         self.samples = 0
+        self._comment = comment
         with _errors_naming(self.path, overwrite):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("wb" if overwrite else "xb", buffering=0)
-            self._file.write(wav_header(0))
+            self._file.write(self._header())
 
     def write(self, samples: np.ndarray) -> None:
         """Append samples [n], n >= 0 (24 kHz, in [-1, 1]); errors as in `write`."""
         data = pcm16(samples)
         with _errors_naming(self.path):
-            self._file.seek(len(wav_header(0)) + 2 * self.samples)
+            self._file.seek(len(self._header()) + 2 * self.samples)
             rest = data
             while rest:  # an unbuffered write may be short; the attempt after it says why
                 rest = rest[self._file.write(rest) :]
             self.samples += len(data) // 2
             self._file.seek(0)
-            self._file.write(wav_header(self.samples))  # data first: the header never promises too much
+            self._file.write(self._header())  # data first: the header never promises too much
+
+    def _header(self) -> bytes:
+        return wav_header(self.samples, self._comment)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

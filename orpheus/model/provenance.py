@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+from orpheus import __version__
 from orpheus.audio.recordings import atomic_path
 from orpheus.config import SamplingOptions
 from orpheus.errors import UserError
@@ -103,6 +104,26 @@ def parse_json(text: str, where: str, remedy: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{where} is damaged (it holds a {type(data).__name__}, expected an object): {remedy}")
     return data
+
+
+def spoken_note(voice: str | None, seed: int, model: dict[str, Any]) -> str:
+    """What a sound file says of itself in its metadata: that nobody spoke it, and how it was made.
+
+    model: what an engine tells of itself, with `base` and `adapter`. Folders are named without the way to them, which
+    says something of whoever made the file.
+    """
+    by = " on ".join(short_name(name) for name in (model.get("adapter"), model.get("base")) if name)
+    return (f"Synthetic speech, made by a computer. Voice: {voice or 'the only one'}, model: {by or 'not known'}, "
+            f"seed: {seed}. Software: Orpheus LoRA {__version__}")  # fmt: skip
+
+
+def short_name(name: str) -> str:
+    """A hub id as it is, a folder or file by its own name; a snapshot of the hub's cache is a hub id again."""
+    path = Path(name)
+    if path.parent.name == "snapshots" and (repository := path.parent.parent.name).startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    is_path = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or path.exists()
+    return path.resolve().name if is_path else name
 
 
 def own_sampling(folder: Path | None) -> dict[str, float]:

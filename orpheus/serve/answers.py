@@ -64,6 +64,7 @@ class Silence:
     pieces: tuple[Piece, ...] = ()
     tokens: int = 0
     duration_s: float = 0.25
+    note: str = ""  # nobody would take it for a person
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield np.zeros(int(self.duration_s * SAMPLE_RATE_HZ), np.float32)
@@ -185,6 +186,8 @@ class Answer:
         sse = self.request.stream_format == "sse"
         headers["content-type"] = "text/event-stream; charset=utf-8" if sse else self.encoder.media_type
         headers["x-seed"] = str(self.reading.seed)
+        if self.reading.note:
+            headers["x-provenance"] = quote(self.reading.note)
         if self.unknown:
             headers["x-unknown-words"] = quote(", ".join(self.unknown)[:MOST_UNKNOWN])
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -200,7 +200,7 @@ def create_app(
             if not options.skip_empty or any(c.isalnum() for c in normalise(asked.input)):
                 raise Problem(400, str(error), "input", "invalid_value") from None
             read = Silence(drawn.seed or 0)
-        return Answer(desk, asked, read, Encoder(asked.response_format, asked.speed), tokens,
+        return Answer(desk, asked, read, Encoder(asked.response_format, asked.speed, read.note), tokens,
                       tts.unknown_words(asked.input))  # fmt: skip
 
     class Spoken(Response):
@@ -300,6 +300,10 @@ def create_app(
 
 ANSWER_HEADERS = {
     "X-Seed": {"description": "The seed that gives this speech again", "schema": {"type": "string"}},
+    "X-Provenance": {
+        "description": "That the speech is synthetic, and how it was made, percent-encoded; the files say it too",
+        "schema": {"type": "string"},
+    },
     "X-Finish-Reason": {
         "description": "With stream false: end_of_speech, or how the first piece ended that did not",
         "schema": {"type": "string"},

@@ -86,7 +86,7 @@ def to_wav(reading: Reading, path: Path, overwrite: bool = False) -> None:
     refuse_existing(described, overwrite)
     with closing(reading), _Bar(reading) as bar:
         try:
-            with WavStream(path, overwrite=overwrite) as wav:
+            with WavStream(path, overwrite=overwrite, comment=reading.note) as wav:
                 for chunk in grouped(reading):
                     wav.write(chunk)
                     bar.show()

@@ -14,6 +14,7 @@ import numpy as np
 from orpheus.audio.joins import Joiner
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.format.tokens import Codes
+from orpheus.model.provenance import spoken_note
 from orpheus.speak.speech import Speech
 from orpheus.speak.utterance import NoSpeech, best, discarded, is_good, retry_seed
 
@@ -92,6 +93,11 @@ class Reading:
         said = " ".join(self.texts)
         said = said if len(said) <= 40 else f"{said[:37]}..."
         return f"Reading({said!r}, {len(self.pieces)} of {len(self.texts)} pieces, {self.duration_s:.2f} s)"
+
+    @property
+    def note(self) -> str:
+        """What a file of it says of itself in its metadata (`Speech.note`)."""
+        return spoken_note(self.voice, self.seed, self.provenance.get("model", {}))
 
     @property
     def tokens(self) -> int:

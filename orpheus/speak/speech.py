@@ -16,7 +16,7 @@ import numpy as np
 
 from orpheus.audio import recordings
 from orpheus.format.tokens import Codes
-from orpheus.model.provenance import write_json
+from orpheus.model.provenance import spoken_note, write_json
 
 TIMES = ("first_audio_s", "total_s", "tokens_per_s", "realtime_factor")
 
@@ -103,6 +103,11 @@ class Speech:
         """Seconds of work per second of audio: below 1 is faster than real time."""
         return self.timings.total_s / self.duration_s
 
+    @property
+    def note(self) -> str:
+        """What a file of it says of itself in its metadata: synthetic speech, by which voice, model and seed."""
+        return spoken_note(self.voice, self.seed, self.provenance.get("model", {}))
+
     def __repr__(self) -> str:
         said = self.text if len(self.text) <= 40 else f"{self.text[:37]}..."
         return f"Speech({said!r}, {self.duration_s:.2f} s, {self.finish_reason}, seed {self.seed})"
@@ -135,7 +140,7 @@ class Speech:
         """
         path = Path(path)
         with described(path, self.describe, overwrite):
-            recordings.write(path, self.samples, overwrite=overwrite)
+            recordings.write(path, self.samples, overwrite=overwrite, comment=self.note)
         return path
 
     def plot(self) -> Any:
@@ -158,7 +163,8 @@ class Speech:
         """Jupyter's display: a player, the waveform and the spectrogram."""
         picture = io.BytesIO()
         self.plot().savefig(picture, format="png", dpi=90)
-        player, image = (base64.b64encode(b).decode() for b in (recordings.to_bytes(self.samples), picture.getvalue()))
+        sound = recordings.to_bytes(self.samples, comment=self.note)
+        player, image = (base64.b64encode(b).decode() for b in (sound, picture.getvalue()))
         caption = f"{self.voice + ': ' if self.voice else ''}{self.text}"
         return (
             f"<figure><figcaption>{html.escape(caption)}<br><small>{self.duration_s:.2f} s, "

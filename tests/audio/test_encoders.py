@@ -153,6 +153,38 @@ def test_a_whole_file_tells_its_length(speed):
             assert whole == streamed
 
 
+NOTE = "Synthetic speech. Voice: 유나, " * 8
+
+
+@pytest.mark.parametrize("format", [f for f in FORMS if f != "pcm"])
+def test_the_note_stands_before_the_sound(format):
+    import av
+
+    samples = speechlike(0.5)
+    encoder, plain = Encoder(format, comment=NOTE), Encoder(format)
+    first = encoder.push(samples[:FRAME]) + encoder.push(samples[FRAME : 2 * FRAME])
+    with av.open(io.BytesIO(first)) as file:
+        assert {**file.metadata, **file.streams[0].metadata}["comment"] == NOTE
+    data = first + encoder.push(samples[2 * FRAME :]) + encoder.finish()
+    assert np.allclose(decoded(data, format), decoded(plain.push(samples) + plain.finish(), format), atol=1e-6)
+    whole = encoder.whole(data)
+    assert len(whole) == len(data) and np.allclose(decoded(whole, format), decoded(data, format), atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["mp3", "aac"])
+def test_the_note_does_not_come_before_there_is_sound(format):
+    """A server's first byte says that there is audio."""
+    encoder = Encoder(format, comment=NOTE)
+    assert encoder.push(np.zeros(10, np.float32)) == b""
+    assert encoder.push(speechlike(0.3)).startswith(b"ID3")
+
+
+def test_pcm_has_no_place_for_a_note():
+    samples = speechlike(0.2)
+    encoder = Encoder("pcm", comment=NOTE)
+    assert encoder.push(samples) + encoder.finish() == pcm16(samples)
+
+
 def test_no_audio_gives_no_sound_and_no_error():
     for format in FORMS:
         data = Encoder(format).finish()

@@ -87,7 +87,9 @@ def test_it_sounds_while_the_model_still_speaks(visit, voice, tts):
     voice.go_on.set()
     visit.status("Done.")
     assert first["now"] < voice.made[-1]
-    whole = np.concatenate(list(tts.read(TEXT, "leo", SamplingOptions(seed=7), ReadingOptions(guard=True))))
+    read = tts.read(TEXT, "leo", SamplingOptions(seed=7), ReadingOptions(guard=True))
+    whole, note = np.concatenate(list(read)), read.note
+    assert note.startswith("Synthetic speech, made by a computer. Voice: leo, model: ") and "seed: 7" in note
     assert visit.samples().tobytes() == pcm16(whole)
 
     for format in ("wav", "flac", "mp3"):
@@ -96,7 +98,7 @@ def test_it_sounds_while_the_model_still_speaks(visit, voice, tts):
             visit.page.click("#history .download")
         data = Path(download.value.path()).read_bytes()
         if format == "wav":
-            assert data == wav_header(len(whole)) + pcm16(whole)
+            assert data == wav_header(len(whole), note) + pcm16(whole)
             continue
         samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
         assert rate_hz == 24000

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 import httpx
 import pytest
 
-from orpheus.audio.recordings import pcm16
+from orpheus.audio.recordings import pcm16, wav_header
 from orpheus.serve.admission import Admission
 from orpheus.serve.app import create_app
 from orpheus.serve.options import ServerOptions
@@ -186,7 +186,8 @@ def test_curl(tmp_path):
             ["curl", "-sS", "--fail", f"{url}/v1/audio/speech", "-H", "Content-Type: application/json",
              "-d", json.dumps(asked(response_format="wav")), "-o", str(tmp_path / "out.wav")])  # fmt: skip
         assert done.returncode == 0
-        assert (tmp_path / "out.wav").read_bytes()[44:] == pcm16(tone(TEXT, "anna", 1))
+        header = wav_header(None, "Synthetic speech. Voice: anna, seed: 1")
+        assert (tmp_path / "out.wav").read_bytes() == header + pcm16(tone(TEXT, "anna", 1))
         large = tmp_path / "large.json"
         large.write_bytes(b" " * 5_000_000)
         told = subprocess.run(["curl", "-s", "-w", "%{http_code}", f"{url}/v1/audio/speech", "-H",

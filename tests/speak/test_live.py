@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from orpheus.audio.recordings import pcm16
+from orpheus.audio.recordings import pcm16, wav_header
 from orpheus.config import ReadingOptions, SamplingOptions
 from orpheus.data.usual import SpeechStatistics
 from orpheus.errors import UserError
@@ -166,5 +166,7 @@ def test_ctrl_c_keeps_what_was_written(tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and b"interrupted: what was finished is kept" in err
     samples, _ = soundfile.read(wav)
-    assert len(samples) > 49_000 and wav.stat().st_size == 44 + 2 * len(samples)
+    header = wav_header(len(samples), soundfile.SoundFile(wav).comment)
+    assert len(samples) > 49_000 and wav.stat().st_size == len(header) + 2 * len(samples)
+    assert b"Synthetic speech" in header
     assert json.loads((tmp_path / "output_0.json").read_text())["finished"] is False

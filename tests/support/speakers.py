@@ -70,6 +70,7 @@ class FakeReading:
         self.speaker, self.text, self.voice, self.seed, self.reading = speaker, text, voice, seed, reading
         self.pieces: list[Any] = []
         self.collected, self.sampling = False, None
+        self.note = f"Synthetic speech. Voice: {voice}, seed: {seed}"
         self.tokens = self.made = 0
         self.duration_s = 0.0
         self.closed_at: float | None = None

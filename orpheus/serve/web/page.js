@@ -171,6 +171,7 @@ async function receive(mine, clip, asked) {
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
   const response = await speech({ ...asked, response_format: "pcm" }, mine.abort.signal);
+  clip.note = decodeURIComponent(response.headers.get("X-Provenance") ?? "");
   const unknown = response.headers.get("X-Unknown-Words");
   if (unknown) complain(`The embedded voice does not know: ${decodeURIComponent(unknown)}`);
   const reader = response.body.getReader();

@@ -10,6 +10,7 @@ class Clip {
     this.length = 0; // samples
     this.half = null; // the first byte of a sample whose second byte is still on its way
     this.done = false; // nothing more will come
+    this.note = ""; // what a file of it says of itself
   }
 
   get seconds() {
@@ -46,13 +47,16 @@ class Clip {
     return new Uint8Array(view.buffer);
   }
 
-  /** What there is, as the content of a .wav file: 44 bytes, then the samples. */
+  /** What there is, as the content of a .wav file: 44 bytes and between them the note, then the samples. */
   wav() {
     const data = this.pcm();
-    const view = new DataView(new ArrayBuffer(44));
+    const note = new TextEncoder().encode(this.note);
+    const room = note.length + 2 - (note.length % 2); // a zero at the end, and an even length
+    const info = note.length ? 20 + room : 0;
+    const view = new DataView(new ArrayBuffer(44 + info));
     const word = (at, text) => [...text].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
     word(0, "RIFF");
-    view.setUint32(4, 36 + data.length, true);
+    view.setUint32(4, 36 + info + data.length, true);
     word(8, "WAVEfmt ");
     view.setUint32(16, 16, true);
     view.setUint16(20, 1, true); // PCM
@@ -61,8 +65,15 @@ class Clip {
     view.setUint32(28, 2 * RATE, true); // bytes a second
     view.setUint16(32, 2, true); // bytes a sample
     view.setUint16(34, 16, true); // bits a sample
-    word(36, "data");
-    view.setUint32(40, data.length, true);
+    if (info) {
+      word(36, "LIST");
+      view.setUint32(40, 12 + room, true);
+      word(44, "INFOICMT");
+      view.setUint32(52, room, true);
+      new Uint8Array(view.buffer).set(note, 56);
+    }
+    word(36 + info, "data");
+    view.setUint32(40 + info, data.length, true);
     return new Blob([view, data], { type: "audio/wav" });
   }
 }
