@@ -26,7 +26,7 @@ demo: $(VENV)/.ready  ## hear the embedded voice, train a LoRA on a new one, and
 	$(BIN)/python orpheus_sft_unsloth.py --preset tiny --resume --overwrite-samples
 	@echo
 	@echo "listen to      generated_audio/output_0.wav  output_1.wav  output_2.wav"
-	@echo "loss curve     lora_model/loss.png"
+	@echo "report         lora_model/report.html: the samples beside the recordings, the curves, what was left out"
 	@echo "speak          $(BIN)/orpheus speak \"Hey there, <giggles> how are you?\""
 
 serve: $(VENV)/.ready  ## serve the embedded voice on http://127.0.0.1:8000: OpenAI's speech API and a web page

@@ -15,7 +15,7 @@ import sys
 from orpheus.cli import EXIT_INTERRUPTED, run
 from orpheus.config import SftOptions
 from orpheus.processes import is_main
-from orpheus.tools.train import adapt, encode, finished, fit, load_model, save, settle, speak_samples
+from orpheus.tools.train import adapt, encode, finished, fit, load_model, present, save, settle, speak_samples
 from orpheus.training.checkpoints import alone_in
 
 
@@ -27,9 +27,9 @@ def main(options: SftOptions) -> None:
         if not finished(options):
             make_adapter(options)
 
-    # 6. Three samples, spoken in a fresh process: it proves that what was saved is all that is needed.
+    # 6. Three samples, spoken in a fresh process: it proves that what was saved is all that is needed. And report.html.
     if is_main():  # with several GPUs all processes have the same adapter: one saves it and speaks
-        speak_samples(options)
+        present(options, speak_samples(options))
 
 
 def make_adapter(options: SftOptions) -> None:

@@ -205,6 +205,9 @@ class TrainOptions:
     """`speech`: loss on the codes and the two end tokens. `all`: on the prompt too, as the notebook does."""
     packing: bool = False
     """Put several clips in one row, each attending only to itself (transformers back end)."""
+    replay: int = 0
+    """Mix in N utterances that the base speaks itself, with its own tags and voices, so that it keeps them where the
+    recordings have none (docs/training.md). 0: none."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory. Default: on with a GPU."""
     eval_every: int = 50
@@ -226,7 +229,7 @@ class TrainOptions:
         some, many = (0, math.inf), (1, math.inf)
         check_ranges(self, epochs=(1e-6, math.inf), max_steps=some, learning_rate=(1e-12, 1), batch_size=many,
                      gradient_accumulation=many, max_seq_length=many, warmup_steps=some, weight_decay=(0, 1),
-                     eval_every=some, save_every=some, log_every=many, seed=(0, 2**32 - 1))  # fmt: skip
+                     replay=some, eval_every=some, save_every=some, log_every=many, seed=(0, 2**32 - 1))  # fmt: skip
 
 
 @dataclass(frozen=True)

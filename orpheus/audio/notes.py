@@ -20,7 +20,7 @@ def id3(comment: str) -> bytes:
     except UnicodeEncodeError:
         text = b"\x01eng" + "\ufeff\0".encode("utf-16-le") + ("\ufeff" + comment).encode("utf-16-le")
     frame = struct.pack(">4sIH", b"COMM", len(text), 0) + text
-    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))  # no bit that a decoder takes for a frame
+    size = bytes(len(frame) // 128**power % 128 for power in (3, 2, 1, 0))  # no bit that a decoder takes for a frame
     return b"ID3\x03\x00\x00" + size + frame
 
 

@@ -53,9 +53,10 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: str
     return tag("table", tag("caption", caption) if caption else "", tag("thead", above), tag("tbody", *below))
 
 
-def player(samples: np.ndarray, label: str) -> Html:
-    """A player of a sound, float32 [N] at 24 kHz, as MP3 inside the page. `label`: what a screen reader says."""
-    data = base64.b64encode(to_bytes(samples, "mp3")).decode()
+def player(samples: np.ndarray, label: str, comment: str = "") -> Html:
+    """A player of a sound, float32 [N] at 24 kHz, as MP3 inside the page. `label`: what a screen reader says;
+    `comment`: what the MP3 says of itself."""
+    data = base64.b64encode(to_bytes(samples, "mp3", comment=comment)).decode()
     return Html(f'<audio controls preload="none" aria-label="{html.escape(label)}" '
                 f'src="data:audio/mpeg;base64,{data}"></audio>')  # fmt: skip
 

@@ -36,6 +36,7 @@ from orpheus.errors import UserError
 from orpheus.format.prompt import Example, Renderer, tag_census
 from orpheus.format.texts import census
 from orpheus.format.tokens import FRAME_SLOTS, Codes
+from orpheus.model.provenance import short_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,6 +70,7 @@ class Corpus:
     statistics: SpeechStatistics = field(default_factory=SpeechStatistics)  # what the guard goes by
     held_out: frozenset[int] = frozenset()  # the clips to validate on, by their index
     layout: str = ""  # how the data set was read: its columns and what they are for
+    replay: dict[str, Any] = field(default_factory=dict)  # what of the base's own speech is in `train` (`data.replay`)
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -96,6 +98,18 @@ class Corpus:
         lines = sorted(json.dumps([clip.key, clip.text, clip.voice]) for clip in self.clips)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    def about(self, dataset: str) -> dict[str, Any]:
+        """What a provenance keeps of it (`Provenance.data`); `dataset`: what the user calls it."""
+        left = Counter(rejection.reason for rejection in self.rejections)
+        return {
+            "name": short_name(dataset),
+            "hub_id": dataset if dataset.count("/") == 1 and short_name(dataset) == dataset else None,
+            "clips": len(self.clips),
+            "seconds": round(self.seconds, 1),
+            "left_out": dict(left.most_common()),
+            **({"replay": self.replay} if self.replay else {}),
+        }
+
     def summary(self) -> str:
         """A table in plain text: counts, lengths, voices, tags, repeated texts, what was rejected and why."""
         total = len(self.clips) + len(self.rejections)
@@ -115,6 +129,11 @@ class Corpus:
             "repeated": _counts({text: n for text, n in repeated.most_common(3) if n > 1}) or "no text twice",
             "rejected": f"{len(self.rejections)}: {_counts(dict(reasons.most_common()))}" if reasons else "none",
         }
+        if self.replay:
+            left = _counts(self.replay["left_out"])
+            rows["replay"] = (f"{self.replay['utterances']} utterances of the base itself, among those to train "
+                              f"({self.replay['seconds']:.0f} s, {_counts(self.replay['tags'])}"
+                              f"{f'; left out: {left}' if left else ''})")  # fmt: skip
         table = [f"{name:>9}  {value}" for name, value in rows.items()]
         return "\n".join(table + [f"{'warning':>9}  {warning}" for warning in self.warnings])
 
@@ -142,13 +161,13 @@ def prepare(options: CorpusOptions, codec: SnacCodec, renderer: Renderer, *, max
     """
     source = _open(options, dataset)
     clips, rejections, codes = _read(source, Part(), options, codec, renderer, max_seq_length, progress)
-    corpus = Corpus(source.name, _table([]), _table([]), clips, rejections, warnings(clips), layout=source.layout)
+    corpus = Corpus(source.name, table_of([]), table_of([]), clips, rejections, warnings(clips), layout=source.layout)
     held_out = _held_out([clip.text for clip in clips], options.validation_share, seed)
     parts: tuple[list[Clip], list[Clip]] = ([], [])
     for index, clip in enumerate(clips):
         parts[index in held_out].append(clip)
     train, validation = (
-        _table(renderer.example(clip.text, codes[clip.key], clip.voice) for clip in part) for part in parts
+        table_of(renderer.example(clip.text, codes[clip.key], clip.voice) for clip in part) for part in parts
     )
     heard = (Heard(clip.text, clip.seconds, clip.loudness_db, clip.silence_s, codes[clip.key]) for clip in clips)
     return replace(corpus, train=train, validation=validation, held_out=frozenset(held_out), statistics=learn(heard))
@@ -193,7 +212,7 @@ def _read(source: Source, part: Part, options: CorpusOptions, codec: SnacCodec, 
                 encoder.add(clip.key, samples)
         if part.count == 1:
             corpus = Corpus(
-                source.name, _table([]), _table([]), clips, rejections, warnings(clips), layout=source.layout
+                source.name, table_of([]), table_of([]), clips, rejections, warnings(clips), layout=source.layout
             )
             _refuse_too_many(corpus, options)
         encoder.flush()
@@ -249,7 +268,8 @@ def _held_out(texts: Sequence[str], share: float, seed: int) -> set[int]:
     return chosen
 
 
-def _table(examples: Iterable[Example]) -> Dataset:
+def table_of(examples: Iterable[Example]) -> Dataset:
+    """Sequences as a data set with the columns that `Corpus` names."""
     import pyarrow as pa
     from datasets import Dataset
 

@@ -10,6 +10,8 @@ from typing import Any
 from orpheus.config import LoraOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.model.base import LoadedModel, same_weights
+from orpheus.model.card import FILE_NAME as CARD
+from orpheus.model.card import model_card
 from orpheus.model.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_lora_file, lora_config
 from orpheus.model.hub import fetch, looks_like_path
 from orpheus.model.provenance import FILE_NAME, Provenance
@@ -144,7 +146,7 @@ def read_shapes(folder: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
 
 
 def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Path:
-    """Write the adapter in peft's standard format, with the tokenizer and `orpheus.json`, all or nothing.
+    """Write the adapter in peft's standard format, with tokenizer, `orpheus.json` and model card, all or nothing.
 
     Everything is written to a folder beside it first and moved into place at the end.
     """
@@ -158,7 +160,7 @@ def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> P
             temporary.mkdir(parents=True)
             loaded.model.save_pretrained(temporary, safe_serialization=True)
             loaded.tokenizer.save_pretrained(temporary)
-            (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            (temporary / CARD).write_text(model_card(provenance), encoding="utf-8")  # instead of peft's empty one
             provenance.save(temporary)
             # safetensors makes its file readable by its owner alone; the others have the mode that the umask leaves.
             (temporary / ADAPTER_WEIGHTS).chmod((temporary / ADAPTER_CONFIG).stat().st_mode & 0o777)

@@ -42,8 +42,10 @@ class Provenance:
     base_voices: tuple[str, ...] = ()
     merged_from: str = ""  # the adapter that is part of these weights; empty: none
     tags: dict[str, int] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)  # name, clips, seconds, left_out, replay (`Corpus.about`)
     data_hash: str | None = None
     seen: str = ""  # the clips that were trained on, as `orpheus.data.seen` writes them; empty: not known
+    base_terms: dict[str, Any] = field(default_factory=dict)  # licence and language, by the base's own card
     sampling: dict[str, float] = field(default_factory=dict)  # an exported base's own (`own_sampling`)
     words: tuple[str, ...] = ()  # all that an exported base knows (`own_words`); empty: any
     speech_statistics: dict[str, float] = field(default_factory=dict)  # what is usual in the recordings (`guard`)

@@ -31,8 +31,14 @@ def check_upload(repo_id: str | None) -> None:
         ) from error
 
 
-def upload(folder: Path, repo_id: str) -> str:
-    """Upload the adapter's own files (no checkpoints, no recordings) to a private repository; returns its address."""
+FILES = ("adapter_*", "orpheus.json", "tokenizer*", "special_tokens_map.json", "loss.png", "README.md")
+
+
+def upload(folder: Path, repo_id: str, report: Path) -> str:
+    """Upload the adapter's own files and a report (no checkpoints, no recordings) to a private repository.
+
+    Returns its address.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -41,8 +47,9 @@ def upload(folder: Path, repo_id: str) -> str:
         api.upload_folder(
             folder_path=folder,
             repo_id=repo_id,
-            allow_patterns=["adapter_*", "orpheus.json", "tokenizer*", "special_tokens_map.json", "loss.png"],
+            allow_patterns=list(FILES),
         )
+        api.upload_file(path_or_fileobj=report, path_in_repo="report.html", repo_id=repo_id)
     except Exception as error:  # as above; the trained adapter is safe on disk
         raise UserError(
             f"the adapter is saved in {folder}, but uploading it to {repo_id} failed: {reason_of(error)}"

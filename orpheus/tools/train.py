@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orpheus.cli import EXIT_INTERRUPTED, from_keywords
-from orpheus.config import SftOptions, as_dict, filled, resumable
+from orpheus.config import DEFAULT_PROMPTS, SftOptions, as_dict, filled, resumable
 from orpheus.errors import UserError, check_folder
 from orpheus.processes import environment_alone, is_main, rank, wait_for_all, world_size
 
@@ -60,7 +61,7 @@ def steps(options: SftOptions) -> TrainSummary:
     with alone_in(options.output_dir):
         summary = finished(options) or make(options)
     if is_main() and not summary.interrupted:
-        speak_samples(options)
+        present(options, speak_samples(options))
     return summary
 
 
@@ -85,6 +86,10 @@ def settle(options: SftOptions) -> SftOptions:
     if model.base and not model.codec:  # a codec follows its base, not the preset of another
         options = replace(options, model=replace(model, codec=codec_of(model.base)))
     options = filled(options, has_gpu())
+    if options.train.replay:
+        from orpheus.tools.replay import replay_lines
+
+        replay_lines(options, _set(options.model.base))  # whether the base has voices and tags to speak with
     if is_main():
         print(f"preset {options.model.preset}: base {options.model.base}, codec {options.model.codec}, "
               f"data {options.corpus.dataset}")  # fmt: skip
@@ -162,6 +167,11 @@ def encode(options: SftOptions, model: LoadedModel) -> tuple[SnacCodec, Corpus]:
         encode_part(Part(rank(), world_size()), options.corpus, codec, renderer, max_seq_length=longest)
         wait_for_all()
     corpus = prepare(options.corpus, codec, renderer, max_seq_length=longest, seed=options.train.seed)
+    if options.train.replay:
+        from orpheus.data.replay import mixed
+        from orpheus.tools.replay import speak_replay
+
+        corpus = mixed(corpus, speak_replay(options, model, codec, renderer), renderer, longest)
     if is_main():
         print(corpus.summary())
         corpus.save_report(options.output_dir / "corpus_report.txt")
@@ -180,7 +190,8 @@ def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary
     """Train the adapter and print what that did. Ctrl-C leaves a checkpoint, and the summary says `interrupted`."""
     from orpheus.training import trainer
 
-    identity = {"base": model.base, "data": corpus.data_hash, **resumable(options)}
+    identity = {"base": model.base, "data": corpus.data_hash, "replayed": corpus.replay.get("hash"),
+                **resumable(options)}  # fmt: skip
     summary = trainer.train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
     if is_main():
         print(summary)
@@ -191,9 +202,10 @@ def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary
 
 
 def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus, summary: TrainSummary) -> None:
-    """Write the adapter in peft's format, with all that speaking needs to know; upload it if that was asked for."""
+    """Write the adapter in peft's format, with all that speaking needs to know, and its model card."""
     from orpheus.data.seen import seen
     from orpheus.model.adapter import save_adapter
+    from orpheus.model.card import terms_of
     from orpheus.model.hub import portable_name
     from orpheus.model.provenance import Provenance, versions
     from orpheus.training.checkpoints import remove_checkpoints
@@ -201,28 +213,29 @@ def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corp
     save_adapter(model, options.output_dir, Provenance(
         base=model.base, base_revision=model.revision, base_fingerprint=model.fingerprint, base_voices=model.voices,
         codec=portable_name(_set(options.model.codec)), codec_identity=codec.identity, layout=model.layout,
-        voices=corpus.voices, tags=corpus.tags, data_hash=corpus.data_hash, seen=seen(corpus.trained),
+        voices=corpus.voices, tags=corpus.tags, data=corpus.about(str(options.corpus.dataset)),
+        data_hash=corpus.data_hash, seen=seen(corpus.trained), base_terms=terms_of(model.base, model.revision),
         speech_statistics=corpus.statistics.as_dict(),
         config=as_dict(options), versions=versions(),
-        results={"validation_loss": summary.validation_after, "steps": summary.steps, "seconds": summary.seconds},
+        results={"validation_loss": summary.validation_after, "validation_loss_before": summary.validation_before,
+                 "steps": summary.steps, "seconds": summary.seconds},
     ))  # fmt: skip
     summary.save(options.output_dir)
     remove_checkpoints(options.output_dir)
+    (options.output_dir / "report.html").unlink(missing_ok=True)  # that of the adapter before
     print(f"adapter: {options.output_dir}/adapter_model.safetensors, loss curve: {options.output_dir}/loss.png")
-    if options.train.push_to_hub:
-        from orpheus.model.upload import upload
-
-        print(f"uploaded to {upload(options.output_dir, _set(options.train.hub_repo_id))}")
 
 
-def speak_samples(options: SftOptions) -> None:
-    """Speak in a fresh process: it proves that what was saved is all that is needed."""
+def speak_samples(options: SftOptions) -> list[Path]:
+    """Speak in a fresh process: it proves that what was saved is all that is needed. Returns the files."""
     from orpheus.model.base import free_memory
     from orpheus.model.provenance import Provenance
+    from orpheus.speak.names import output_paths
 
     if not options.speak_samples:
-        return
+        return []
     free_memory()
+    files = output_paths(options.samples_dir, len(DEFAULT_PROMPTS), options.overwrite_samples)
     made = Provenance.load(options.output_dir)
     speak = [sys.executable, "-m", "orpheus", "speak", "--adapter", str(options.output_dir)]
     speak += ["--out", str(options.samples_dir), "--transcribe", "auto"]
@@ -231,6 +244,20 @@ def speak_samples(options: SftOptions) -> None:
     speak += ["--seed", str(options.train.seed)]  # so that two trainings can be compared by ear
     if subprocess.run(speak, check=False, env=_environment(), stdin=subprocess.DEVNULL).returncode != 0:
         raise UserError("the adapter is saved, but speaking the samples failed: see the line above")
+    return files
+
+
+def present(options: SftOptions, samples: list[Path]) -> None:
+    """Write report.html beside the adapter, with its samples; upload both if that was asked for."""
+    from orpheus.model.upload import upload
+    from orpheus.tools.report import FILE_NAME, write_report
+
+    folder = options.output_dir
+    print(f"report: {write_report(folder, samples, folder / FILE_NAME)}, model card: {folder}/README.md")
+    if options.train.push_to_hub:
+        with tempfile.TemporaryDirectory() as temporary:  # nobody's recordings leave this machine
+            report = write_report(folder, samples, Path(temporary) / FILE_NAME, recordings=False)
+            print(f"uploaded to {upload(folder, _set(options.train.hub_repo_id), report)}")
 
 
 def _set(value: Value | None) -> Value:

@@ -13,7 +13,6 @@ import wave
 from contextlib import suppress
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -263,28 +262,6 @@ def test_written_files_read_back(tmp_path, suffix, tolerance):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-NOTES = ["seed 7", "an odd one", "Voice: 유나, né à Köln. " * 12]
-
-
-@pytest.mark.parametrize("note", NOTES, ids=("even", "odd", "long"))
-@pytest.mark.parametrize("format", recordings.FORMATS)
-def test_other_libraries_read_the_note(format, note):
-    data = recordings.to_bytes(tone(), format, comment=note)
-    with av.open(io.BytesIO(data)) as file:
-        found = {k.lower(): v for k, v in {**file.metadata, **file.streams[0].metadata}.items()}
-        assert found["comment"] == note
-        assert sum(frame.samples for frame in file.decode(audio=0)) >= len(tone())
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        assert file.comment == note
-    assert len(recordings.read(data)) == pytest.approx(len(tone()), abs=2000)
-
-
-@pytest.mark.parametrize("format", recordings.FORMATS)
-def test_the_note_changes_no_sample(format):
-    plain, noted = (recordings.read(recordings.to_bytes(tone(), format, comment=note)) for note in ("", NOTES[-1]))
-    assert np.allclose(plain, noted, atol=1e-6)
-
-
 @given(st.lists(st.integers(-32768, 32767), min_size=1, max_size=50))
 @settings(max_examples=20, deadline=None)
 def test_16_bit_samples_survive_reading_and_writing_exactly(values):
@@ -419,15 +396,3 @@ def test_header_of_unknown_length_can_be_read_to_the_end():
     assert len(header) == 44
     assert struct.unpack("<I", header[-4:]) == (0xFFFFFFFF,)
     assert len(recordings.read(header + recordings.pcm16(tone()))) == len(tone())
-
-
-@pytest.mark.parametrize("note", NOTES)
-def test_a_wav_stream_carries_a_note_from_its_first_byte(tmp_path, note):
-    with recordings.WavStream(tmp_path / "a.wav", comment=note) as wav:
-        for part in np.array_split(tone(), 3):
-            wav.write(part)
-            with soundfile.SoundFile(tmp_path / "a.wav") as file:
-                assert (file.comment, file.frames) == (note, wav.samples)
-    assert (tmp_path / "a.wav").read_bytes() == recordings.to_bytes(tone(), comment=note)
-    unknown = recordings.wav_header(None, note) + recordings.pcm16(tone())
-    assert np.array_equal(recordings.read(unknown), recordings.read(tmp_path / "a.wav"))

@@ -7,7 +7,6 @@ import io
 import json
 from urllib.parse import unquote
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -118,17 +117,6 @@ def test_a_collected_answer_has_a_length_and_the_same_samples(client, format):
         assert whole.content[100:] == streamed.content[100:]
     else:
         assert whole.content == streamed.content
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("format", FORMS)
-def test_every_answer_says_that_it_is_synthetic(client, format, stream):
-    answer = speak(client, response_format=format, stream=stream)
-    note = "Synthetic speech. Voice: anna, seed: 3"
-    assert unquote(answer.headers["x-provenance"]) == note
-    if format != "pcm":
-        with av.open(io.BytesIO(answer.content)) as file:
-            assert {**file.metadata, **file.streams[0].metadata}["comment"] == note
 
 
 @pytest.mark.parametrize("name", ["tiny_orpheus", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"])

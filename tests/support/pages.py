@@ -93,7 +93,7 @@ class Page:
 README = Page("README.md")
 DOCS = {path.stem: Page(f"docs/{path.name}") for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = [README, *DOCS.values()]
-BESIDE = [Page(f"{folder}/README.md") for folder in ("data", "lora_model", "generated_audio")]
+BESIDE = [Page(f"{folder}/README.md") for folder in ("data", "generated_audio")]
 
 
 def table(page: Page, first: str) -> list[dict[str, str]]:
