@@ -16,6 +16,8 @@ from orpheus.export.check import Spoken, compare, speak, told
 from orpheus.format.prompt import Renderer
 from orpheus.model.adapter import attach_adapter, merge
 from orpheus.model.base import LoadedModel, load_base
+from orpheus.model.card import FILE_NAME as CARD
+from orpheus.model.card import model_card
 from orpheus.model.hub import local_folder
 from orpheus.model.provenance import Provenance, own_sampling, own_words, versions
 
@@ -80,12 +82,14 @@ def export_merged(source: Source, out: Path, stored: str, check: bool) -> dict[s
 
 
 def save_model(loaded: LoadedModel, made: Provenance, folder: Path) -> None:
-    """Write a model to a folder, with its tokenizer and what it says of itself."""
+    """Write a model to a folder, with its tokenizer, what it says of itself, and a model card if it has an adapter."""
     # So that other programs stop there too.
     loaded.model.generation_config.eos_token_id = loaded.layout.end_of_speech
     loaded.model.save_pretrained(folder, safe_serialization=True)
     loaded.tokenizer.save_pretrained(folder)
     made.save(folder)
+    if made.merged_from:  # a base alone has a card of its own
+        (folder / CARD).write_text(model_card(made), encoding="utf-8")
 
 
 def merged(source: Source, dtype: Any) -> tuple[LoadedModel, Provenance]:

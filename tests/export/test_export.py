@@ -101,6 +101,7 @@ def test_a_merged_folder_knows_codec_and_voices(merged_dir, codec_dir, trained, 
     assert tts.codec.name == str(codec_dir) and tts._rows(["Hi"], None, export_sampling())[0].voice == "elise"
     made, before = known_of(str(merged_dir)), Provenance.load(trained)
     assert made.merged_from == trained.name and made.base == str(base_dir)
+    assert f"--base {trained.name} --voice elise" in (merged_dir / "README.md").read_text(encoding="utf-8")
     assert (made.layout, made.codec_identity) == (before.layout, before.codec_identity)
     eos = json.loads((merged_dir / "generation_config.json").read_text())["eos_token_id"]
     assert eos == made.layout.end_of_speech
