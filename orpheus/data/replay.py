@@ -173,9 +173,9 @@ def make_replay(lines: Sequence[Line], speak: Speak, layout: TokenLayout, folder
     if not good:
         raise UserError(f"--replay: not one of {len(lines)} utterances of the base was good "
                         f"({', '.join(f'{n} {why}' for why, n in left_out.items())}): train without it")  # fmt: skip
-    codes = [done[i][0] for i in good]
-    frames = sum(c.frames for c in codes)
-    return Replay([lines[i] for i in good], codes, dict(left_out.most_common()),
+    kept = [done[i][0] for i in good]
+    frames = sum(codes.frames for codes in kept)
+    return Replay([lines[i] for i in good], kept, dict(left_out.most_common()),
                   frames * samples_per_frame / SAMPLE_RATE_HZ)  # fmt: skip
 
 

@@ -7,6 +7,7 @@ be made again at any time, and of a few recordings where the data set can be ope
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from orpheus.audio.pages import Html, picture, player, spectrogram, table, tag, write_page
+from orpheus.audio.pages import Html, escaped, picture, player, spectrogram, table, tag, write_page
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, read
 from orpheus.config import CorpusOptions
 from orpheus.data.sources import Record, open_source
@@ -37,7 +38,7 @@ def write_report(adapter: Path, samples: Sequence[Path], out: Path, recordings: 
     """Write the report on a trained adapter to `out`.
 
     samples: the sound files that it spoke, each with its .json; those that are not there are left out.
-    recordings: with a recording of the voice beside each sample.
+    recordings: with a recording of the voice beside each sample, and what is told of every clip.
     """
     made = Provenance.load(adapter)
     if made is None:
@@ -52,9 +53,8 @@ def write_report(adapter: Path, samples: Sequence[Path], out: Path, recordings: 
         tag("h2", "What was measured"),
         *_measured(adapter, made),
         tag("h2", "What it was made of"),
-        table(("", ""), made_of(made).items()),
-        tag("h2", "The recordings, and what was left out of them"),
-        _corpus(adapter),
+        table(("", ""), ((name, _inline(said)) for name, said in made_of(made).items())),
+        *((tag("h2", "The recordings, and what was left out of them"), _corpus(adapter)) if recordings else ()),
     )
 
 
@@ -138,8 +138,17 @@ def _measured(adapter: Path, made: Provenance) -> list[Html]:
     return [*found, *why, tag("figure", picture(lambda file: file.write(curve.read_bytes()), "loss curves"))]
 
 
+def _inline(text: str) -> Html:
+    """Markdown's code and links as the model card has them."""
+    parts = re.split(r"`([^`]+)`|\[([^\]]+)\]\(([^)]+)\)", text)
+    found = [escaped(parts[0])]
+    for code, name, address, rest in zip(*(parts[i::4] for i in (1, 2, 3, 4)), strict=True):
+        found += [tag("code", code) if code else tag("a", name, href=address), escaped(rest)]
+    return Html("".join(found))
+
+
 def _corpus(adapter: Path) -> Html:
     file = adapter / CORPUS_REPORT
     if not file.is_file():
         return tag("p", f"{CORPUS_REPORT} is not there.")
-    return tag("pre", file.read_text(encoding="utf-8"))
+    return tag("pre", file.read_text(encoding="utf-8"), style="white-space: pre-wrap")

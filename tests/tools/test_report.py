@@ -59,6 +59,7 @@ def test_everything_is_in_it(voice, samples):
                  "synthetic speech"):  # fmt: skip
         assert said in page, said
     assert "I am ben." not in page, "another voice's"
+    assert "<code>anna</code>" in page and "`" not in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
@@ -71,6 +72,7 @@ def test_a_recording_has_its_sample_s_tags_where_there_is_one(voice, samples):
 def test_no_recording_is_in_what_is_uploaded(voice, samples, tmp_path):
     page = write_report(voice, samples, tmp_path / "up.html", recordings=False).read_text(encoding="utf-8")
     assert page.count("<audio") == 3 and "Oh, &lt;laughs&gt; fine." not in page
+    assert "z.wav" not in page and str(tmp_path) not in page
 
 
 def test_what_is_missing_is_said(voice, samples, tmp_path):
