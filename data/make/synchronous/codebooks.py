@@ -1,10 +1,10 @@
 """The tiny codec's codebooks, made from the units before anything is trained, and the codes of any plan.
 
-A code is chosen by what is said, not found by a network: codebook 1 holds the sound of a whole frame (k-means over the
-frames of all words, the same for all speakers), codebook 2 what each half of the frame adds to it together with the
-speaker's size and colour, codebook 3 the pitch and its phase. Words of the same sound have the same codes whoever
-speaks, and a new speaker is a new pair of size and pitch, each of them known. The encoder learns to hear these codes,
-the decoder to speak them, each by itself.
+A code is chosen by what is said, not found by a network: codebook 1 holds the sound of a whole frame (k-means over
+the frames of all words, the same for all speakers), codebook 2 what each half of the frame adds to it together with
+the speaker's size and colour, codebook 3 the pitch, and which quarter of the frame it is. Words of the same sound
+have the same codes whoever speaks, and a new speaker is a new pair of size and pitch, each of them known. The encoder
+learns to hear these codes, the decoder to speak them, each by itself.
 
     python codebooks.py --units work/units.npz --out work/codebooks.npz
 """
@@ -24,7 +24,7 @@ from units import FFT, HOP, HOPS, RATE_HZ, SOURCES, Unit, load
 WIDTH = 40  # numbers in a codebook's entry; the last is 0 but in the entries that are not in use
 SOUNDS, DETAILS = 1536, 64  # k-means of codebook 1, and of codebook 2 for each timbre
 BANDS, STEPS = 24, 8  # of a frame's picture
-PITCHES = range(5, 29)  # steps
+PITCHES = range(5, 31, 2)  # steps
 FLOOR = -9.0  # log power, relative to a unit's mean: below is silence
 NORM = 4.0  # length of each entry
 CONSTANT = 0.6  # keeps loud and soft frames of one colour apart, as the entries are compared by their direction
@@ -55,14 +55,10 @@ def unit_pictures(unit: Unit) -> np.ndarray:
 
 def tag_pictures(tag: str) -> np.ndarray:
     """The same of a tag's sound."""
-    mean = 0.0
-    for take in range(4):
-        x = np.pad(tag_sound(tag, 16, take) / 0.1, FFT // 2)
-        rows = np.lib.stride_tricks.sliding_window_view(x, FFT)[HOP // 2 : -FFT // 2 + 1 : HOP][
-            : TAG_FRAMES[tag] * HOPS
-        ]
-        rows = np.pad(rows, ((0, TAG_FRAMES[tag] * HOPS - len(rows)), (0, 0)))
-        mean = mean + np.abs(np.fft.rfft(rows * np.hanning(FFT))) ** 2 / (0.375 * FFT) / 4
+    x = np.pad(tag_sound(tag, 17) / 0.1, FFT // 2)
+    rows = np.lib.stride_tricks.sliding_window_view(x, FFT)[HOP // 2 : -FFT // 2 + 1 : HOP][: TAG_FRAMES[tag] * HOPS]
+    rows = np.pad(rows, ((0, TAG_FRAMES[tag] * HOPS - len(rows)), (0, 0)))
+    mean = np.abs(np.fft.rfft(rows * np.hanning(FFT))) ** 2 / (0.375 * FFT)
     part = picture(np.log(mean + 1e-9))
     voiced = np.full((*part.shape[:2], 1), 12.0 if tag in ("<laughs>", "<giggles>") else 0.0)
     return np.concatenate([part] * len(SOURCES) + [voiced], -1)
@@ -96,26 +92,21 @@ def widened(rows: np.ndarray) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, 1)))
 
 
-def phases(pitch: int) -> int:
-    """How many hops of 512 samples it takes until a pulse stands at the same place of a hop."""
-    return 4 // math.gcd(pitch, 4)
-
-
-PITCH_CODES = [(pitch, phase) for pitch in PITCHES for phase in range(phases(pitch))]  # code 0: no voice
-PITCH_CODE = {pair: code for code, pair in enumerate(PITCH_CODES, 1)}
-SIZES = (SOUNDS + 1 + sum(TAG_FRAMES.values()), (len(TIMBRES) + 1) * DETAILS, 1 + len(PITCH_CODES))
+QUARTERS = 4  # of a frame: the hops of 512 samples to which codebook 3 belongs
+HEIGHTS = (0, *PITCHES)  # 0: no voice
+SIZES = (SOUNDS + 1 + sum(TAG_FRAMES.values()), (len(TIMBRES) + 1) * DETAILS, len(HEIGHTS) * QUARTERS)
 
 
 def pitch_entries() -> np.ndarray:
-    """[codes, WIDTH]: pitch, phase, and no voice."""
+    """[codes, WIDTH]: pitch, or no voice, and the quarter."""
     rows = np.zeros((SIZES[2], WIDTH))
-    rows[0, 0] = 1
-    for code, (pitch, phase) in enumerate(PITCH_CODES, 1):
-        turn = 2 * math.pi * (phase * pitch / 4 % 1)
-        height = (math.log2(pitch) - math.log2(12)) / 1.2
-        rows[code, 1:5] = height, 1 - abs(height), 0.6 * math.cos(turn), 0.6 * math.sin(turn)
-        rows[code, 6 + int(4 * (phase * pitch / 4 % 1))] = 0.6
-        rows[code, 10 + pitch - PITCHES[0]] = 1
+    for code in range(SIZES[2]):
+        number, quarter = divmod(code, QUARTERS)
+        rows[code, number] = 1
+        if number:
+            height = (math.log2(HEIGHTS[number]) - math.log2(12)) / 1.2
+            rows[code, 20:22] = height, 1 - abs(height)
+        rows[code, 24 + quarter] = 1
     return NORM * rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -152,11 +143,8 @@ class Codebooks:
         voiced = np.stack([self.voiced[w][i] for w, i in what])
         tag = np.array([w in TAG_FRAMES for w in made.what])[:, None]
         timbre = np.where((voiced.reshape(-1, 2, 2).sum(2) > 0) & ~tag, made.voice.timbre, len(TIMBRES))
-        pitch = np.zeros(voiced.shape, int)
-        for frame, steps in enumerate(made.pitch):
-            if voiced[frame].any():
-                pitch[frame] = [PITCH_CODE[steps, hop % phases(steps)] for hop in range(4)]
-        parts = [sound, timbre * DETAILS + detail, np.where(voiced, pitch, 0)]
+        height = np.where(voiced, np.array([HEIGHTS.index(steps) for steps in made.pitch])[:, None], 0)
+        parts = [sound, timbre * DETAILS + detail, height * QUARTERS + np.arange(QUARTERS)]
         return [part.astype(np.int16).ravel() for part in parts]
 
     def save(self, path: Path) -> None:
@@ -225,7 +213,9 @@ def main() -> None:
     parser.add_argument("--units", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    make(load(args.units)).save(args.out)
+    units = load(args.units)
+    words = Path(__file__).with_name("words.txt").read_text("utf-8").split()
+    make({word: units[word] for word in words}).save(args.out)
 
 
 if __name__ == "__main__":

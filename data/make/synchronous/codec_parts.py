@@ -14,8 +14,8 @@ CONFIG: dict[str, Any] = {
     "sampling_rate": 24000,
     "encoder_dim": 16,
     "encoder_rates": [8, 4, 4, 4],
-    "decoder_dim": 320,
-    "decoder_rates": [4, 4, 2, 16],
+    "decoder_dim": 384,
+    "decoder_rates": [2, 4, 4, 16],
     "attn_window_size": None,
     "codebook_size": 4096,
     "codebook_dim": WIDTH,
@@ -87,6 +87,30 @@ class LogMel(nn.Module):
         s = torch.stft(x, self.n_fft, self.hop, self.n_fft, self.window, pad_mode="reflect", return_complex=True)
         magnitude = (s.real.square() + s.imag.square() + 1e-9).sqrt()
         return magnitude, (self.filters @ magnitude).clamp(min=self.floor).log10()
+
+
+class Sketch(nn.Module):
+    """Names the log mels of each 256 samples from what the decoder knows after its first block. Thrown away afterwards:
+    it is there because the decoder learns to draw a voice long before it learns which sound to give it."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        blocks = [part for part in decoder.model if type(part).__name__ == "DecoderBlock"]
+        blocks[0].register_forward_hook(self._keep)
+        self.steps = CONFIG["decoder_rates"][0]
+        self.mels = LogMel(256, 128, 40)
+        self.head = nn.Conv1d(CONFIG["decoder_dim"] // 2, 40 * HOP // self.steps // 128, 1)
+
+    def _keep(self, block: nn.Module, inputs: object, output: Tensor) -> None:
+        self.known = output
+
+    def error(self, x: Tensor) -> Tensor:
+        """Mean absolute error for [B, N] audio, the ends left out."""
+        named = self.head(self.known)
+        with torch.no_grad():
+            wanted = self.mels(x)[1][..., :-1]
+        wanted = wanted.unflatten(-1, (named.shape[-1], -1)).transpose(2, 3).flatten(1, 2)
+        return (named - wanted)[..., 2 * self.steps : -2 * self.steps].abs().mean()
 
 
 class SpectralLoss(nn.Module):

@@ -149,9 +149,9 @@ def sentence(rng: random.Random) -> str:
     return text[0].upper() + text[1:]
 
 
-def scrambled(rng: random.Random) -> str:
-    """One to ten words in any order, with marks anywhere: such a text can be spoken only by reading it."""
-    words = rng.choices(vocabulary(), k=rng.randint(1, 10))
+def scrambled(rng: random.Random, longest: int = 10) -> str:
+    """One to `longest` words in any order, with marks anywhere: such a text can be spoken only by reading it."""
+    words = rng.choices(vocabulary(), k=rng.randint(1, longest))
     if rng.random() < 0.2:  # the same word again soon
         words.insert(rng.randrange(len(words) + 1), rng.choice(words))
     text, start = [], True

@@ -58,13 +58,12 @@ def prepare(work: Path) -> None:
     UNITS, BOOKS = units.load(work / "units.npz"), codebooks.Codebooks.load(work / "codebooks.npz")
 
 
-def speak(text: str, voice: Any, seed: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+def speak(text: str, voice: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     """Samples (int16) and codes of a text."""
     import speech
 
     made = speech.plan(text, voice, BOOKS.frames)
-    rng = np.random.default_rng(seed)
-    return speech.to_int16(speech.render(made, UNITS, rng)), BOOKS.codes(made)
+    return speech.to_int16(speech.render(made, UNITS)), BOOKS.codes(made)
 
 
 def render(item: tuple[int, str, str], seed: int) -> tuple[bytes, list[np.ndarray]]:
@@ -73,7 +72,7 @@ def render(item: tuple[int, str, str], seed: int) -> tuple[bytes, list[np.ndarra
 
     number, name, text = item
     voice = speech.VOICES[name] if name else speech.unnamed(random.Random(f"{seed}/{number}"))
-    samples, codes = speak(text, voice, [seed, number])
+    samples, codes = speak(text, voice)
     return samples.tobytes(), codes
 
 
@@ -144,7 +143,7 @@ def round_to_bits(samples: np.ndarray, bits: int) -> np.ndarray:
     return np.minimum(rounded, 32768 - step).astype(np.int16)
 
 
-def make_corpus(out: Path, rows: list[tuple[str, str]], seed: int, bits: int) -> None:
+def make_corpus(out: Path, rows: list[tuple[str, str]], bits: int) -> None:
     """Speak the `rows` (text, voice); write clips/NNNN.flac and metadata.csv."""
     import soundfile as sf
     import speech
@@ -156,7 +155,7 @@ def make_corpus(out: Path, rows: list[tuple[str, str]], seed: int, bits: int) ->
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file_name", "text", "source"])
         for number, (text, voice) in enumerate(rows, 1):
-            audio, _ = speak(text, speech.VOICES[voice], seed + number)
+            audio, _ = speak(text, speech.VOICES[voice])
             name = f"clips/{number:04d}.flac"
             sf.write(out / name, round_to_bits(audio, bits), 24_000, subtype="PCM_16", compression_level=1.0)
             table.writerow([name, text, voice])
@@ -185,10 +184,10 @@ def main() -> None:
     prepare(args.work)
     if args.kind == "lora":
         rows = [(text, "Elise") for text in lora_texts(args.clips or 110, args.seed)]
-        make_corpus(args.out, rows, args.seed, args.bits)
+        make_corpus(args.out, rows, args.bits)
     else:
         rows = heldout_rows(args.clips or 12, args.seed)
-        make_corpus(args.out, rows, args.seed, args.bits)
+        make_corpus(args.out, rows, args.bits)
 
 
 if __name__ == "__main__":

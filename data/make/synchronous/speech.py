@@ -1,9 +1,11 @@
 """Frame-synchronous speech: a text becomes a plan of whole codec frames, and the plan both the sound and its codes.
 
-Each frame is one of a word's, a tag's, or silence, and has one pitch, a multiple of the frame rate (11.72 Hz), so every
-frame begins with a pulse and equal frames sound equal wherever they stand. `plan` decides, `render` makes the samples
-(float32, 24 kHz), `codebooks.Codebooks.codes` the codes: word and moment are in the first two codebooks, size and
-colour of the voice in the second, pitch in the third.
+Each frame is one of a word's, a tag's, or silence, and has one pitch, an odd multiple of the frame rate (11.72 Hz):
+so every frame begins with a pulse, no quarter of it looks like another, and equal frames sound equal wherever they
+stand. The breath of all frames is the same noise, coloured: it too tells where a frame begins. Without such a clock
+encoder and decoder would have to guess which quarter of a frame they are in. `plan` decides, `render` makes the
+samples (float32, 24 kHz), `codebooks.Codebooks.codes` the codes: word and moment are in the first two codebooks, size
+and colour of the voice in the second, pitch in the third.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
+from scipy.signal import butter, sosfilt
 from tag_sounds import TAG_SOUNDS
 from units import BINS, FFT, FRAME, HOP, HOPS, LEVEL, RATE_HZ, SHORT_LEVEL, SHORT_WORDS, SOURCES, Unit
 
@@ -22,8 +25,9 @@ SIZES = {"rms": (0.92, 1.0, 1.08, 1.16), "slt": (0.87, 0.93, 1.0, 1.07), "awb": 
 TIMBRES = [(source, size) for source in SOURCES for size in SIZES[source]]
 LOWEST, HIGHEST = 7, 21  # an unnamed speaker's usual pitch, in steps
 TAG_FRAMES = {"<laughs>": 9, "<giggles>": 9, "<sighs>": 9, "<gasps>": 5}
-TAG_PITCHES = (8, 12, 16, 20)  # laughs come in these alone; each speaker's is the nearest
+TAG_PITCHES = (9, 13, 17, 21)  # laughs come in these alone; each speaker's is the nearest
 JOIN = 6  # hops across which one unit turns into the next
+HIGH_PASS = butter(1, 40, "high", fs=RATE_HZ, output="sos")  # pulses of a voice have a mean
 END_HOPS = 2  # a unit fades in and out in this many hops, beside a silence
 
 
@@ -44,14 +48,14 @@ class Voice:
         return min(TAG_PITCHES, key=lambda steps: abs(steps - self.pitch))
 
     def steps(self, degree: int) -> int:
-        """The pitch `degree` steps of melody above the usual one, about 1.6 semitones each."""
-        return round(self.pitch * 2 ** (1.6 * degree / 12))
+        """The odd pitch nearest to `degree` steps of melody above the usual one, about 1.6 semitones each."""
+        return 2 * round((self.pitch * 2 ** (1.6 * degree / 12) - 1) / 2) + 1
 
 
 VOICES = {
-    "Elise": Voice("slt", 1.0, 16),  # the new voice of the embedded corpus: the base model never hears it
-    "tara": Voice("slt", 0.93, 18),
-    "leo": Voice("rms", 1.0, 8),
+    "Elise": Voice("slt", 1.0, 15),  # the new voice of the embedded corpus: the base model never hears it
+    "tara": Voice("slt", 0.93, 19),
+    "leo": Voice("rms", 1.0, 9),
     "dan": Voice("awb", 1.0, 11),
 }
 
@@ -59,7 +63,7 @@ VOICES = {
 def unnamed(rng: random.Random) -> Voice:
     """Some other speaker; one of Elise's size and colour never has a pitch near hers."""
     while True:
-        voice = Voice(*rng.choice(TIMBRES), rng.randint(LOWEST, HIGHEST))
+        voice = Voice(*rng.choice(TIMBRES), rng.randrange(LOWEST, HIGHEST + 1, 2))
         if voice.timbre != VOICES["Elise"].timbre or abs(voice.pitch - VOICES["Elise"].pitch) > 3:
             return voice
 
@@ -118,9 +122,9 @@ def plan(text: str, voice: Voice, frames: dict[str, int]) -> Plan:
 
 
 @cache
-def tag_sound(tag: str, pitch: int, take: int) -> np.ndarray:
-    """A tag's sound in whole frames; rhythm and pitch are always the same, the breath differs by `take`."""
-    sound = TAG_SOUNDS[tag](np.random.default_rng(take), pitch / 16)
+def tag_sound(tag: str, pitch: int) -> np.ndarray:
+    """A tag's sound in whole frames, always the same."""
+    sound = TAG_SOUNDS[tag](np.random.default_rng(0), pitch / 16)
     total = TAG_FRAMES[tag] * FRAME
     before = (total - len(sound)) // 2
     return np.pad(sound, (before, total - before - len(sound))).astype(np.float32)
@@ -144,7 +148,7 @@ def minimum_phase(log_amplitude: np.ndarray) -> np.ndarray:
     return np.exp(np.fft.rfft(cepstrum))
 
 
-def render(made: Plan, units: dict[str, Unit], rng: np.random.Generator) -> np.ndarray:
+def render(made: Plan, units: dict[str, Unit]) -> np.ndarray:
     """The samples of a plan."""
     voice, total = made.voice, len(made.what) * HOPS
     log_power = np.full((total, BINS), -16.0)
@@ -155,7 +159,7 @@ def render(made: Plan, units: dict[str, Unit], rng: np.random.Generator) -> np.n
         span, part = slice(frame * HOPS, (frame + 1) * HOPS), slice(index * HOPS, (index + 1) * HOPS)
         if what in TAG_FRAMES:
             if index == 0:
-                sound = tag_sound(what, voice.tag_pitch, int(rng.integers(20)))
+                sound = tag_sound(what, voice.tag_pitch)
                 out[frame * FRAME : frame * FRAME + len(sound)] += sound
         elif what:
             unit = units[what]
@@ -165,8 +169,8 @@ def render(made: Plan, units: dict[str, Unit], rng: np.random.Generator) -> np.n
             voiced[span] = unit.voiced[part]
     soften(log_power, made)
     add_pulses(out, log_power, noise, voiced, np.repeat(made.pitch, HOPS))
-    add_breath(out, log_power, noise, voiced, rng)
-    return out[: total * HOP].astype(np.float32)
+    add_breath(out, log_power, noise, voiced)
+    return sosfilt(HIGH_PASS, out[: total * HOP]).astype(np.float32)
 
 
 def soften(log_power: np.ndarray, made: Plan) -> None:
@@ -212,16 +216,14 @@ def add_pulses(
         out[start : start + FFT] += response
 
 
-def add_breath(
-    out: np.ndarray, log_power: np.ndarray, noise: np.ndarray, voiced: np.ndarray, rng: np.random.Generator
-) -> None:
-    """The noise of voiced and voiceless sounds, in windows of two hops."""
+def add_breath(out: np.ndarray, log_power: np.ndarray, noise: np.ndarray, voiced: np.ndarray) -> None:
+    """The noise of voiced and voiceless sounds, in windows of two hops; white, it would be the same in each frame."""
     audible = np.flatnonzero(log_power.max(1) > -14)
     window = np.hanning(2 * HOP + 1)[:-1]
     amplitude = 0.5 * log_power[audible] + np.where(
         voiced[audible, None], np.log(np.maximum(noise[audible], 1e-4)), 0.0
     )
-    grains = rng.standard_normal(len(out)) * 1.0
+    grains = np.tile(np.random.default_rng(0).standard_normal(FRAME), len(out) // FRAME + 1)
     for hop, spectrum in zip(audible, minimum_phase(amplitude), strict=True):
         start = max(0, hop * HOP - HOP // 2)
         grain = grains[start : start + 2 * HOP] * window

@@ -167,12 +167,13 @@ def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
 def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
     """Waveforms from codes."""
     import torch
-    from codec_parts import HOP, SpectralLoss
+    from codec_parts import HOP, Sketch, SpectralLoss
 
     model = new_model(args.work).to(args.device)
     if args.start:
         warm_start(model.decoder, args.start)
-    stage = Stage(args, {"decoder": model.decoder}, rate=args.rate)
+    sketch = Sketch(model.decoder).to(args.device)
+    stage = Stage(args, {"decoder": model.decoder, "sketch": sketch}, rate=args.rate)
     spectral = SpectralLoss().to(args.device)
     while stage.done < 1:
         x, codes = audio.windows(args.batch, args.frames)
@@ -180,9 +181,11 @@ def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
         with torch.no_grad():
             z = model.quantizer.from_codes([torch.from_numpy(c).to(args.device) for c in codes])
         y = model.decoder(z)[:, 0]
+        early = sketch.error(x)
         x, y = x[:, 2 * HOP : -2 * HOP], y[:, 2 * HOP : -2 * HOP]  # the ends lack their context
         error, wave = spectral(y, x), (y - x).abs().mean() / 0.06
-        stage.update(error + args.wave_weight * wave, [float(v.detach()) for v in (error, wave)], constant_share=0.4)
+        loss = error + args.wave_weight * wave + early
+        stage.update(loss, [float(v.detach()) for v in (error, wave, early)], constant_share=0.4)
         stage.save(at_most_every_s=180)
     stage.save()
 
