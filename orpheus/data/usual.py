@@ -1,12 +1,13 @@
 """What is usual in a voice's recordings: seconds for a letter and for a tag, silence, repetition, loudness.
 
-It is learnt from the clips of a training and kept with the voice; the guard (`speak/guard.py`) watches by it.
+It is learnt from the clips of a training and kept with the voice; the guard (`speak/guard.py`) watches by it. A clip
+that is far from the others (another's text, minutes of silence) says nothing of what is usual and is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ from orpheus.format.tokens import Codes
 
 PERIODS = 24  # frames, 2 s: longer phrases that come again are nearly always in the text
 SILENCE_DB = -35.0  # against the loudness of the speech
-LEAST_CLIPS = 8  # with fewer, nothing can be said about what is usual
+LEAST_CLIPS = 8  # with fewer, nothing can be said about what is usual; with fewer that have tags, nothing about tags
+FAR = 3.0  # interquartile ranges beyond the quartiles (Tukey's "far out"): in a normal distribution one of 400,000
+LEAST_RANGES = {"ratio": 0.1, "silence_s": 0.15, "frames": 1.0}  # of values that are all but equal
+FITTINGS = 30  # rounds of weighting until the least absolute deviations are near
 
 
 @dataclass(frozen=True)
@@ -73,39 +77,90 @@ class Heard(NamedTuple):
 
 
 def learn(clips: Iterable[Heard]) -> SpeechStatistics:
-    """What is usual in the clips; the defaults if there are fewer than `LEAST_CLIPS`."""
+    """What is usual in the clips, without those that are far from the others; the defaults for under `LEAST_CLIPS`."""
     heard = list(clips)
     if len(heard) < LEAST_CLIPS:
         return SpeechStatistics()
-    table = np.array([[1.0, spoken_length(c.text), len(find_tags(c.text))] for c in heard])
-    seconds = np.array([c.seconds for c in heard])
-    # Non-negative by leaving out what would be negative: a text of one letter must not take less than none.
-    weights, used = np.zeros(3), [0, 1, 2]
-    while used:
-        fit, *_ = np.linalg.lstsq(table[:, used], seconds, rcond=None)
-        if (fit >= 0).all():
-            weights[used] = fit
-            break
-        used.remove(used[int(np.argmin(fit))])
-    ratios = seconds / np.maximum(table @ weights, 1e-3)
-    repeats = [repeats_of(c.codes.coarse) for c in heard]
+    weights, ratios = pace([c.text for c in heard], [c.seconds for c in heard])
+    repeats = np.array([repeats_of(c.codes.coarse) for c in heard], np.float64)
+    silences = np.array([c.silence_s for c in heard])
+    good = within(np.log(ratios), LEAST_RANGES["ratio"]) & ~above(silences, LEAST_RANGES["silence_s"])
+    for values in repeats.T:
+        good &= ~above(values, LEAST_RANGES["frames"])
+    good |= good.sum() < LEAST_CLIPS  # nothing is usual in such clips
 
-    def most(values: Iterable[float]) -> float:
-        return float(np.percentile(list(values), 99))
+    def most(values: np.ndarray) -> float:
+        return float(np.percentile(values[good], 99))
 
     return SpeechStatistics(
-        clips=len(heard),
+        clips=int(good.sum()),
         besides_s=float(weights[0]),
         per_letter_s=float(weights[1]),
         per_tag_s=float(weights[2]),
         slowest=most(ratios),
-        quickest=float(np.percentile(ratios, 1)),
+        quickest=float(np.percentile(ratios[good], 1)),
         loudness_db=float(np.median([c.loudness_db for c in heard])),
-        silence_s=most(c.silence_s for c in heard),
-        held=most(held for held, _ in repeats),
-        repeated=most(repeated for _, repeated in repeats),
-        longest_text=max(length(c.text) for c in heard),
+        silence_s=most(silences),
+        held=most(repeats[:, 0]),
+        repeated=most(repeats[:, 1]),
+        longest_text=max(length(c.text) for c, fine in zip(heard, good, strict=True) if fine),
     )
+
+
+def pace(texts: Sequence[str], seconds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """How long texts take: seconds besides, for a letter, for a tag, [3]; and each clip's share of that, [N].
+
+    By least squares, without the clips that are far from what the least absolute deviations say: a few clips with
+    another's text can't move those. Where fewer than `LEAST_CLIPS` have tags, a tag keeps the default: of a laugh that
+    was never heard it can't be said that it takes no time.
+    """
+    table = np.array([[1.0, spoken_length(text), len(find_tags(text))] for text in texts])
+    took = np.maximum(np.asarray(seconds, np.float64), 1e-3)
+    good = np.ones(len(took), bool)
+    for fitted in (_least_deviations, _least_squares):
+        weights = _weights(table[good], took[good], fitted)
+        ratios = took / np.maximum(table @ weights, 1e-3)
+        good = within(np.log(ratios), LEAST_RANGES["ratio"])
+    return weights, ratios
+
+
+def _weights(table: np.ndarray, took: np.ndarray, fitted: Callable[..., np.ndarray]) -> np.ndarray:
+    weights, used = np.zeros(3), [0, 1, 2]
+    if (table[:, 2] > 0).sum() < LEAST_CLIPS:
+        weights[2], used = SpeechStatistics.per_tag_s, [0, 1]
+    rest = took - table @ weights
+    # Non-negative by leaving out what would be negative: a text of one letter must not take less than none.
+    while used:
+        fit = fitted(table[:, used], rest)
+        if (fit >= 0).all():
+            weights[used] = fit
+            break
+        used.remove(used[int(np.argmin(fit))])
+    return weights
+
+
+def _least_deviations(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """x [K] for which the sum of |table x - wanted| is least: least squares, weighted anew and anew."""
+    trust = np.ones(len(wanted))
+    for _ in range(FITTINGS):
+        fit = _least_squares(table * trust[:, None], wanted * trust)
+        trust = 1 / np.sqrt(np.maximum(np.abs(table @ fit - wanted), 1e-3))
+    return fit
+
+
+def _least_squares(table: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return np.linalg.lstsq(table, wanted, rcond=None)[0]
+
+
+def above(values: np.ndarray, least_range: float) -> np.ndarray:
+    """Which of the values [N] are far above the others, bool [N]. `least_range`: of quartiles that are closer."""
+    low, high = np.percentile(values, [25, 75])
+    return values > high + FAR * max(high - low, least_range)
+
+
+def within(values: np.ndarray, least_range: float) -> np.ndarray:
+    """Which of the values [N] are far neither above nor below the others, bool [N]."""
+    return ~(above(values, least_range) | above(-values, least_range))
 
 
 def repeats_of(coarse: np.ndarray) -> tuple[int, int]:
