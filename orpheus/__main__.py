@@ -20,7 +20,7 @@ VERBS = {
     "serve": ("orpheus.serve.command", "serve a voice: OpenAI's speech API and a web page"),
     "export": ("orpheus.export.command", "write a voice as one model: safetensors, or a .gguf file for llama.cpp"),
     "bench": ("orpheus.tools.bench", "measure this machine: bench prepare, train, generate or stream"),
-    "doctor": ("orpheus.tools.doctor", "what this machine has, what is missing, and how to get it"),
+    "doctor": ("orpheus.tools.doctor", "what this machine has; or what is wrong with recordings: doctor my_voice"),
 }
 """Each verb's module, imported only when it is chosen, and what it does. A module has `main(options: SomeOptions)`;
 that of `bench` finds the module of the benchmark that is named."""

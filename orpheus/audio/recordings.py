@@ -71,11 +71,28 @@ def read_noting(
     source: str | Path | bytes | BinaryIO, *, name: str | None = None, max_s: float | None = None
 ) -> tuple[np.ndarray, list[Finding]]:
     """As `read`, with what was found out about the channels; more than `max_s` seconds raise `too long`, undecoded."""
-    label = name or (str(source) if isinstance(source, str | Path) else "the audio")
+    samples, rate_hz = read_channels(source, name=name, max_s=max_s)
+    mono, findings = mixed(samples, labelled(source, name))
+    return within_scale(resample(mono, rate_hz), mono), findings
+
+
+def within_scale(resampled: np.ndarray, mono: np.ndarray) -> np.ndarray:
+    """Heavily clipped waves overshoot when they are resampled: that is no other scale than `mono`'s."""
+    return np.clip(resampled, -WRONG_SCALE, WRONG_SCALE) if np.abs(mono).max(initial=0.0) <= 1.0 else resampled
+
+
+def read_channels(
+    source: str | Path | bytes | BinaryIO, *, name: str | None = None, max_s: float | None = None
+) -> tuple[np.ndarray, int]:
+    """The samples float32 [N, C] as they are stored, and their rate in Hz; errors as in `read_noting`."""
+    label = labelled(source, name)
     with _opened(source, label) as file:
-        samples, rate_hz = decode(file, label, max_s)
-    mono, findings = mixed(samples, label)
-    return resample(mono, rate_hz), findings
+        return decode(file, label, max_s)
+
+
+def labelled(source: object, name: str | None = None) -> str:
+    """What a recording is called in messages."""
+    return name or (str(source) if isinstance(source, str | Path) else "the audio")
 
 
 def mixed(samples: np.ndarray, label: str) -> tuple[np.ndarray, list[Finding]]:

@@ -80,7 +80,7 @@ def check_record(record: Record, codec: SnacCodec, renderer: Renderer, min_secon
 
     `recording` gives what `read_recording` found where that ran before; else it is read here.
     """
-    text, voice = _text(record.text), _voice(record.voice)
+    text, voice = checked_text(record.text), checked_voice(record.voice)
     try:
         overhead = len(renderer.example(text, Codes.concatenate([]), voice).input_ids)
     except UserError as error:  # a control token written out in the text
@@ -111,7 +111,8 @@ def _missing(cell: Any) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())  # NaN is pandas' empty cell
 
 
-def _text(cell: Any) -> str:
+def checked_text(cell: Any) -> str:
+    """A transcript as it is trained on; raises Unfit."""
     if _missing(cell):
         raise Unfit("no text", "the transcript is missing")
     if isinstance(cell, str) and cell.strip() in EMPTY_CELLS:
@@ -126,7 +127,8 @@ def _text(cell: Any) -> str:
         raise Unfit(reason, error) from error
 
 
-def _voice(cell: Any) -> str | None:
+def checked_voice(cell: Any) -> str | None:
+    """A speaker's name, None for an empty cell; raises Unfit."""
     if _missing(cell):
         return None
     try:

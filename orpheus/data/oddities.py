@@ -38,14 +38,14 @@ def warnings(clips: Sequence[Clip]) -> list[str]:
     for kind, names in kinds.items():
         more = ", ..." if len(names) > LISTED else ""
         lines.append(f"{kind}: {len(names)} of {len(clips)} clips ({', '.join(names[:LISTED])}{more})")
-    return lines + _voice_warnings([clip.voice for clip in clips if clip.voice])
+    return lines + voice_warnings([clip.voice for clip in clips if clip.voice])
 
 
 def _begins_with(text: str, voice: str) -> bool:
     return bool(re.match(rf"{re.escape(voice)}\s*[:：]", text, re.IGNORECASE))
 
 
-def _voice_warnings(voices: Sequence[str]) -> list[str]:
+def voice_warnings(voices: Sequence[str]) -> list[str]:
     """What is odd about a column of voices, a line each."""
     spelt: dict[str, set[str]] = defaultdict(set)
     for voice in voices:

@@ -68,13 +68,22 @@ class Record:
 
     def read(self, max_s: float | None = None) -> tuple[np.ndarray, list[recordings.Finding]]:
         """As `samples`, with what was found out about the channels; a file of more than `max_s` seconds is refused."""
-        if self.recording is None:
-            raise UserError(f"{self.name}: the row has no recording")
         if isinstance(self.recording, tuple):
             return _from_array(*self.recording, name=self.name), []
+        return self._by(recordings.read_noting, max_s)
+
+    def channels(self, max_s: float | None = None) -> tuple[np.ndarray, int]:
+        """The samples float32 [N, C] as they are stored, and their rate in Hz; errors as in `read`."""
+        if isinstance(self.recording, tuple):
+            return self.samples()[:, None], recordings.SAMPLE_RATE_HZ
+        return self._by(recordings.read_channels, max_s)
+
+    def _by(self, read: Callable[..., Any], max_s: float | None) -> Any:
+        if self.recording is None:
+            raise UserError(f"{self.name}: the row has no recording")
         name = self.name if isinstance(self.recording, bytes) else None
         try:
-            return recordings.read_noting(self.recording, name=name, max_s=max_s)
+            return read(self.recording, name=name, max_s=max_s)
         except recordings.AudioProblem as problem:
             raise recordings.AudioProblem(f"{problem}{self.hint}", problem.reason) from problem
 

@@ -1,6 +1,10 @@
-"""What this machine has and what is missing, on one screen. Exit code 0 if training on the embedded preset can work.
+"""What this machine has; or, with a data set, what is wrong with the recordings, and how to mend it.
 
-orpheus doctor
+    orpheus doctor                                  # exit code 0 if training on the embedded preset can work
+    orpheus doctor my_voice                         # a summary, and voice_report.html with every clip that was found
+    orpheus doctor my_voice --language fr --whisper-model small
+
+What needs a package that is not installed is skipped, and the report says so.
 """
 
 from __future__ import annotations
@@ -11,27 +15,25 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from orpheus.config import HUB_BASE, HUB_CODEC, PRESETS, embedded_path
+from orpheus.hearing.speakers import INSTALL
+from orpheus.tools.checkup import DoctorOptions, check_up
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONAL = {
     "unsloth": ("faster training on an NVIDIA GPU", "pip install -r requirements.txt -c constraints.txt"),
     "faster-whisper": ("word error rates and transcripts by Whisper", "pip install faster-whisper"),
     "pocketsphinx": ("the same without a download, far less well", "pip install pocketsphinx"),
+    "Resemblyzer": ("finding speakers that don't belong", INSTALL),
+    "speechmos": ("what listeners would say of a recording", "pip install speechmos onnxruntime requests"),
 }
 """Packages that the embedded preset does without: what each is for, and how to get it."""
 LOADED = ("torch", "transformers", "peft", "trl", "snac")  # a version alone does not say that these can be imported
 NEEDED_GIB = 4.0  # `make demo` takes 3.5
-
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """Show what this machine has, what is missing, and how to get it."""
 
 
 class Line(NamedTuple):
@@ -46,7 +48,9 @@ class Line(NamedTuple):
 
 
 def main(options: DoctorOptions) -> None:
-    """Print the screen; exit code 1 if something is missing."""
+    """Examine the data set that is named; else print the screen, with exit code 1 if something is missing."""
+    if options.corpus.dataset:
+        return check_up(options)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional package as peft imports it
     lines = [*examine()]
     print("\n".join(map(str, lines)))

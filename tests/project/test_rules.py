@@ -22,6 +22,7 @@ from orpheus.evaluate.evaluate import EvaluateOptions
 from orpheus.export.command import ExportOptions
 from orpheus.serve.command import ServeOptions
 from orpheus.serve.options import ServerOptions
+from orpheus.tools.checkup import DoctorOptions
 from orpheus.tools.speak import SpeakOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +131,7 @@ def test_files_are_short_and_scripts_shorter():
 
 @pytest.mark.parametrize("options", [config.SftOptions, config.SamplingOptions, config.ReadingOptions,
                                      config.TrainOptions, SpeakOptions, EvaluateOptions, PrepareOptions,
-                                     ExportOptions, ServeOptions])  # fmt: skip
+                                     ExportOptions, ServeOptions, DoctorOptions])  # fmt: skip
 def test_the_command_line_s_defaults_are_the_dataclass_s(options):
     from orpheus.cli import parse
 
@@ -140,7 +141,8 @@ def test_the_command_line_s_defaults_are_the_dataclass_s(options):
 def test_every_option_is_explained():
     for part in (config.ModelOptions, config.CorpusOptions, config.LoraOptions, config.TrainOptions,
                  config.ReadingOptions, config.SamplingOptions, config.SftOptions, config.VoiceOptions, SpeakOptions,
-                 EvaluateOptions, PrepareOptions, RawOptions, ExportOptions, ServeOptions, ServerOptions):  # fmt: skip
+                 EvaluateOptions, PrepareOptions, RawOptions, ExportOptions, ServeOptions, ServerOptions,
+                 DoctorOptions):  # fmt: skip
         source = ast.parse(Path(inspect.getfile(part)).read_text(encoding="utf-8"))
         body = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == part.__name__).body
         explained = {
