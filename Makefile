@@ -46,7 +46,7 @@ test-all: test  ## run the tests and the slow ones: whole trainings, several pro
 	$(PYTEST) -m "slow and not engines and not real"
 
 test-real: $(VENV)/.ready-dev  ## fetch real recordings (Debian packages) and run the tests that need them (half an hour)
-	$(BIN)/python tests/support/real_recordings.py
+	$(BIN)/python -m tests.support.real_recordings
 	$(PYTEST) -m real
 
 test-engines: $(VENV)/.ready-engines  ## run the tests that need llama.cpp (sets it up first)

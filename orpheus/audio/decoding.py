@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
@@ -28,6 +28,9 @@ Reason = Literal["missing", "unreadable", "empty", "truncated", "not finite", "w
                  "too short", "too long", "silent"]  # fmt: skip
 
 
+Each = Callable[[np.ndarray, int], np.ndarray]
+
+
 class AudioProblem(UserError):
     """A recording that can't be used. `reason` is one of a fixed set of short words, for reports that count them."""
 
@@ -36,9 +39,10 @@ class AudioProblem(UserError):
         self.reason: Reason = reason
 
 
-def decode(file: BinaryIO, label: str, max_s: float | None = None) -> tuple[np.ndarray, int]:
+def decode(file: BinaryIO, label: str, max_s: float | None = None, each: Each | None = None) -> tuple[np.ndarray, int]:
     """The samples float32 [N, C] of an open, seekable file, and their rate in Hz.
 
+    `each(block, rate_hz)` is given every block [n, C] as it comes, and what it returns is kept in its place.
     Raises AudioProblem: `empty`, `truncated`, `too long` (more than `max_s` seconds), `unreadable`.
     """
     size = file.seek(0, io.SEEK_END)
@@ -56,21 +60,21 @@ def decode(file: BinaryIO, label: str, max_s: float | None = None) -> tuple[np.n
     soundfile = package("soundfile", "reading and writing audio")
     try:
         with soundfile.SoundFile(_openable(file, head, size)) as sound:
-            return _checked(sound, label, max_s)
+            return _checked(sound, label, max_s, each)
     except (soundfile.SoundFileError, ValueError) as error:
         file.seek(0)
-        return _decode_with_av(file, label, max_s, getattr(error, "error_string", str(error)).rstrip("."), head)
+        return _decode_with_av(file, label, max_s, getattr(error, "error_string", str(error)).rstrip("."), head, each)
 
 
-def _checked(sound: Any, label: str, max_s: float | None) -> tuple[np.ndarray, int]:
+def _checked(sound: Any, label: str, max_s: float | None, each: Each | None) -> tuple[np.ndarray, int]:
     rate_hz, promised = sound.samplerate, sound.frames
     _refuse_rate(rate_hz, label)
     known = promised < 1 << 40  # FLAC and MP3 of unknown length promise 2^63 - 1
     if known and max_s is not None and promised > max_s * rate_hz:
         raise _too_long(label, f"{promised / rate_hz:.1f} s", max_s)
-    samples = _joined(_blocks(sound), sound.channels, rate_hz, label, max_s)
-    if known and len(samples) < promised:
-        raise _truncated(label, len(samples) / rate_hz, promised / rate_hz)
+    samples, count = _joined(_blocks(sound), sound.channels, rate_hz, label, max_s, each)
+    if known and count < promised:
+        raise _truncated(label, count / rate_hz, promised / rate_hz)
     return samples, rate_hz
 
 
@@ -82,17 +86,20 @@ def _blocks(sound: Any) -> Iterator[np.ndarray]:
             return
 
 
-def _joined(blocks: Iterator[np.ndarray], channels: int, rate_hz: int, label: str, max_s: float | None) -> np.ndarray:
-    parts, count = [np.zeros((0, channels), np.float32)], 0
+def _joined(blocks: Iterator[np.ndarray], channels: int, rate_hz: int, label: str, max_s: float | None,
+            each: Each | None) -> tuple[np.ndarray, int]:  # fmt: skip
+    """The blocks in one, and how many samples came."""
+    parts, count = [np.zeros((0, channels), np.float32)] if each is None else [], 0
     for block in blocks:
-        parts.append(block)
+        parts.append(each(block, rate_hz) if each else block)
         count += len(block)
         if max_s is not None and count > max_s * rate_hz:
             raise _too_long(label, f"more than {max_s:.1f} s", max_s)
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32), count
 
 
-def _decode_with_av(file: BinaryIO, label: str, max_s: float | None, why: str, head: bytes) -> tuple[np.ndarray, int]:
+def _decode_with_av(file: BinaryIO, label: str, max_s: float | None, why: str, head: bytes,
+                    each: Each | None) -> tuple[np.ndarray, int]:  # fmt: skip
     av = package("av", "reading formats that libsndfile does not know")
     try:
         with av.open(file, metadata_errors="replace") as container:
@@ -104,15 +111,15 @@ def _decode_with_av(file: BinaryIO, label: str, max_s: float | None, why: str, h
             promised_s = _promised_s(stream, container, head)
             if promised_s and max_s is not None and promised_s > max_s + SHORT_S:
                 raise _too_long(label, f"{promised_s:.1f} s", max_s)
-            samples = _joined(_frames(av, container, rate_hz), channels, rate_hz, label, max_s)
+            samples, count = _joined(_frames(av, container, rate_hz), channels, rate_hz, label, max_s, each)
     except av.FFmpegError as error:
         reason: Reason = "truncated" if head[4:8] == b"ftyp" or head[:4] == b"fLaC" else "unreadable"
         raise AudioProblem(
             f"{label} is {'truncated or damaged' if reason == 'truncated' else 'not audio that can be read here'} "
             f"({why}; {error.strerror}): use WAV, FLAC, MP3, Ogg, M4A or WebM", reason,
         ) from error  # fmt: skip
-    if promised_s and len(samples) / rate_hz < promised_s - SHORT_S:
-        raise _truncated(label, len(samples) / rate_hz, promised_s)
+    if promised_s and count / rate_hz < promised_s - SHORT_S:
+        raise _truncated(label, count / rate_hz, promised_s)
     return samples, rate_hz
 
 

@@ -86,7 +86,7 @@ def read_channels(
 ) -> tuple[np.ndarray, int]:
     """The samples float32 [N, C] as they are stored, and their rate in Hz; errors as in `read_noting`."""
     label = labelled(source, name)
-    with _opened(source, label) as file:
+    with opened(source, label) as file:
         return decode(file, label, max_s)
 
 
@@ -103,21 +103,25 @@ def mixed(samples: np.ndarray, label: str) -> tuple[np.ndarray, list[Finding]]:
     if dead := int((~living).sum()) % samples.shape[1]:  # if all are dead, `check` says silent
         found = [Finding("dead channel", f"{dead} of {len(living)} channels hold no sound and are left out")]
         return samples[:, living].mean(axis=1), found
-    if samples.shape[1] == 2 and living.all() and _opposite(*samples.T):
-        raise AudioProblem(
-            f"{label}: its two channels are in opposite phase and would cancel out: invert one of them",
-            "opposite phase",
-        )
+    if samples.shape[1] == 2 and living.all() and opposite(*samples.T):
+        raise cancelling(label)
     return samples.mean(axis=1), []
 
 
-def _opposite(left: np.ndarray, right: np.ndarray) -> bool:
+def cancelling(label: str) -> AudioProblem:
+    """What to say of a recording whose channels are opposite."""
+    said = f"{label}: its two channels are in opposite phase and would cancel out: invert one of them"
+    return AudioProblem(said, "opposite phase")
+
+
+def opposite(left: np.ndarray, right: np.ndarray) -> bool:
+    """Whether two channels [N] cancel out when they are averaged."""
     left, right = left - left.mean(), right - right.mean()
     return float(left @ right) < OPPOSITE * float(np.linalg.norm(left) * np.linalg.norm(right))
 
 
 @contextmanager
-def _opened(source: str | Path | bytes | BinaryIO, label: str) -> Iterator[BinaryIO]:
+def opened(source: str | Path | bytes | BinaryIO, label: str) -> Iterator[BinaryIO]:
     """The source as a seekable file. Paths must be regular files: a pipe would hang, a device never ends."""
     if isinstance(source, bytes | bytearray):
         yield io.BytesIO(source)

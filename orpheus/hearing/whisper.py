@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -51,7 +52,9 @@ class Whisper:
             raise MissingPackage("faster-whisper", "recognising speech by Whisper") from error
         folder = on_this_machine(model) or fetch(WHAT, hub_id(model), lambda: _download(model), "another recogniser")
         try:
-            self._model = WhisperModel(str(folder), device="cpu", compute_type="int8", num_workers=callers)
+            threads = max(1, (os.cpu_count() or 1) // callers) if callers > 1 else 0  # 0: as OMP_NUM_THREADS says
+            self._model = WhisperModel(str(folder), device="cpu", compute_type="int8", num_workers=callers,
+                                       cpu_threads=threads)  # fmt: skip
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{WHAT}: the folder {folder} can't be loaded: {error}") from error
         if language not in self._model.supported_languages:

@@ -96,6 +96,28 @@ def test_every_word_is_in_one_piece_and_no_piece_ends_in_a_span(seed):
     assert all(a.end < b.start for a, b in pairwise(found))
 
 
+def test_a_word_whose_time_lies_in_a_pause_is_where_it_fits():
+    """As Whisper timed them: 'conference' without length, in the middle of the pause after it."""
+    times = [("You", 0.7, 0.9), ("have", 0.9, 1.1), ("been", 1.1, 1.374), ("removed", 1.374, 1.734),
+             ("from", 1.734, 2.014), ("the", 2.014, 3.594), ("conference.", 3.594, 3.594), ("Whiskey.", 5.2, 5.6),
+             ("Three-D", 6.454, 7.054), ("audio", 7.054, 7.654), ("enabled.", 7.654, 8.374)]  # fmt: skip
+    spans = [(round(a * RATE), round(b * RATE)) for a, b in ((0.674, 2.942), (4.226, 5.15), (6.274, 8.478))]
+    assert by_span([Word(f" {w}", a, b, 0.9) for w, a, b in times], spans) == [[*range(7)], [7], [8, 9, 10]]
+
+
+def test_a_laugh_keeps_the_words_around_it_where_they_are():
+    recording = heard((0, 4), (6, 6.6), (7, 12), words_s=0.35)
+    before = [w for w in recording.words if w.end_s <= 4.1 or w.start_s >= 7]
+    places = by_span(before, recording.spans)
+    assert [len(p) for p in places] == [11, 0, 14]
+
+
+def test_words_far_from_all_speech_are_in_some_span_too():
+    words = [Word(f" {i}", 3.0 * i, 3.0 * i + 0.3, 0.9) for i in range(30)]
+    found = by_span(words, [(RATE, 2 * RATE), (80 * RATE, 81 * RATE)])
+    assert [number for numbers in found for number in numbers] == list(range(30))
+
+
 # ---- as a clip ----
 
 

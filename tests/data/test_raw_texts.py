@@ -123,6 +123,18 @@ def test_subtitles_are_read_for_what_is_said():
     )
 
 
+def test_a_paragraph_ends_a_sentence():
+    text = script_of("A title\n\nIt rained\nall day.\n \n", ".txt")
+    assert text == "A title\nIt rained all day."
+    assert align(["it", "rained", "all", "day"], text, "en").between(0, 4) == "It rained all day."
+
+
+def test_a_stop_that_was_heard_counts_where_the_text_has_no_mark():
+    heard = [" Go", " home.", " I", " stay.", " You", " see."]
+    ends = align(heard, "Go home I stay, You see", "en").stops_too(as_heard(heard)).ends
+    assert ends == [False, True, False, False, False, True]
+
+
 def test_stage_directions_are_taken_out_of_the_text():
     assert directions("We stayed in. [laughs] Yes.") == ("We stayed in. Yes.", ["laughs"])
 

@@ -1,6 +1,6 @@
 """Real speech with transcripts, from Debian packages: professional speakers of telephone prompts, 16 kHz.
 
-    python tests/support/real_recordings.py [en fr it es ru]      needs apt-get and dpkg-deb
+    python -m tests.support.real_recordings [en fr it es ru]      needs apt-get and dpkg-deb
 
 They are fetched once into .cache/real/LANGUAGE (clips/*.wav, metadata.csv) and never committed: the English ones
 (Allison Smith, Digium) are under CC BY-SA 3.0. Some texts are stage directions ("[sound of ...]"), as a real corpus
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,11 +21,15 @@ from random import Random
 
 import numpy as np
 
+from orpheus.audio import recordings
+from orpheus.data.raw.texts import likeness
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "real"
 PACKAGE = "asterisk-core-sounds-"
 RATE_HZ = 16000
 OURS_HZ = 24000
+EDGE_S = 0.35  # a clip's own silence at its edges
 
 
 def corpus(language: str) -> Path | None:
@@ -93,8 +98,6 @@ def joined(folder: Path, seconds: float, seed: int, pause_s: tuple[float, float]
 
     Clips whose text is a stage direction are left out.
     """
-    from orpheus.audio import recordings
-
     random, rng = Random(seed), np.random.default_rng(seed)
     with open(folder / "metadata.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if not set("[(") & set(row["text"])]
@@ -112,22 +115,19 @@ def joined(folder: Path, seconds: float, seed: int, pause_s: tuple[float, float]
     return samples + rng.normal(0, noise, len(samples)).astype(np.float32), places
 
 
-def whole(pieces: Sequence[tuple[float, float]], places: Sequence[Place]) -> list[bool]:
-    """For each piece (start, end; seconds): whether it begins and ends where a sentence does.
+def whole(start: int, end: int, text: str, places: Sequence[Place]) -> bool:
+    """Whether a piece, samples `start` to `end` at 24 kHz, is whole sentences of the clips that it lies in.
 
-    That is so between two clips. Inside a clip a sentence ends in the middle of a pause there whose share of the clip
-    is that of a full stop in its text, give or take a tenth: the clips' own pauses are not marked.
+    It is where both ends lie between two clips. Inside a clip, whose pauses nobody marked, its text must be that of
+    some sentences one after the other, as far as a recogniser's spelling allows.
     """
-    return [all(_between(round(t * OURS_HZ), places) for t in piece) for piece in pieces]
-
-
-def _between(at: int, places: Sequence[Place]) -> bool:
-    inside = next((p for p in places if p.start + 0.25 * OURS_HZ < at < p.end - 0.25 * OURS_HZ), None)
-    if inside is None:
+    edge = round(EDGE_S * OURS_HZ)
+    inside = [place for place in places if place.start + edge < end and start < place.end - edge]
+    if inside and all(start < place.start + edge and place.end - edge < end for place in inside):
         return True
-    share = (at - inside.start) / (inside.end - inside.start)
-    stops = [i + 1 for i, c in enumerate(inside.text[:-1]) if c in ".!?" and inside.text[i + 1] == " "]
-    return any(abs(share - stop / len(inside.text)) < 0.1 for stop in stops)
+    sentences = [part for place in inside for part in re.split(r"(?<=[.!?])\s+", place.text)]
+    runs = (" ".join(sentences[i:j]) for i in range(len(sentences)) for j in range(i + 1, len(sentences) + 1))
+    return any(likeness(run, text, "en") > 0.85 for run in runs)
 
 
 if __name__ == "__main__":

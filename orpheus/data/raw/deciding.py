@@ -27,7 +27,9 @@ def decide(recording: Input, heard: Heard, options: RawOptions) -> tuple[list[Ro
     """The rows of a recording, in order, and a remark for the person, or ''."""
     script = script_of(recording.script, PurePath(recording.script_from).suffix.lower())
     spoken_words = [word.text for word in heard.words]
-    aligned = align(spoken_words, script, options.language) if script else as_heard(spoken_words)
+    aligned = heard_alone = as_heard(spoken_words)
+    if script:
+        aligned = align(spoken_words, script, options.language).stops_too(heard_alone)
     if recording.script and (not script or aligned.share < FITS):
         remark = (f"{recording.script_from} has {aligned.share:.0%} of the words heard in {recording.name}: is it of "
                   "another recording, or in another language?")  # fmt: skip

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.data.raw.listening import TAIL_S, Heard, by_span
 
-LEAST_PAUSE_S = 0.3  # to cut where no sentence ends
+LEAST_PAUSE_S = 0.2  # to cut where no sentence ends
 BRIDGED_S = 0.8  # longest pause inside a piece between two sentences
 BRIDGED_INSIDE_S = 1.5  # and inside a sentence
+IN_WORD_PAUSE_S = 0.3  # a shorter one may lie inside a word: before a stop consonant
 IN_WORD_S = 0.1  # a word that reaches over a pause by more than this at both ends, is one
+HURRIED = 1.0  # the price of a cut between sentences without a pause; none from CALM_S on, where they end for sure
+CALM_S = 0.6
 UNFINISHED = 6.0  # the price of a cut where no sentence ends ...
 UNFINISHED_PER_S = 4.0  # ... less this for each second of the pause
 LEAST_UNFINISHED = 1.0
@@ -103,11 +106,11 @@ def _atoms(heard: Heard, ends: Sequence[bool]) -> list[_Atom]:
 
 def _one(before: _Atom, after: _Atom, heard: Heard, ends: Sequence[bool]) -> bool:
     pause_s = _s(after.start - before.end)
-    if pause_s >= LEAST_PAUSE_S:
+    if pause_s >= IN_WORD_PAUSE_S:
         return False
     last, first = heard.words[before.last - 1], heard.words[after.first]
     across = last.end_s > _s(after.start) + IN_WORD_S or first.start_s < _s(before.end) - IN_WORD_S
-    return across or not ends[before.last - 1]
+    return across or (pause_s < LEAST_PAUSE_S and not ends[before.last - 1])
 
 
 def _bridged(before: _Atom, after: _Atom, ends: Sequence[bool]) -> bool:
@@ -115,10 +118,10 @@ def _bridged(before: _Atom, after: _Atom, ends: Sequence[bool]) -> bool:
 
 
 def _price(before: _Atom, after: _Atom, ends: Sequence[bool], sure: Sequence[bool]) -> float:
-    unsure = 0.0 if sure[before.last - 1] else UNSURE
+    unsure, pause_s = 0.0 if sure[before.last - 1] else UNSURE, _s(after.start - before.end)
     if ends[before.last - 1]:
-        return unsure
-    return unsure + max(LEAST_UNFINISHED, UNFINISHED - UNFINISHED_PER_S * _s(after.start - before.end))
+        return unsure + HURRIED * max(0.0, 1 - pause_s / CALM_S)
+    return unsure + max(LEAST_UNFINISHED, UNFINISHED - UNFINISHED_PER_S * pause_s)
 
 
 def _unlike(length_s: float, place: int, shortest_s: float, longest_s: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from orpheus.errors import MissingPackage
@@ -67,20 +67,29 @@ class Aligned:
 
     def between(self, first: int, last: int) -> str:
         """The text of the words from `first` to `last` (exclusive)."""
-        return self.text[self.begin[first] : self.end[last - 1]].strip()
+        return " ".join(self.text[self.begin[first] : self.end[last - 1]].split())
+
+    def stops_too(self, heard: Aligned) -> Aligned:
+        """With the sentence ends that were `heard` where this text has no mark at all and goes on with a capital."""
+        ends = [
+            ours or (theirs and sure and self.text[end - 1 : end].isalnum() and self.text[begin : begin + 1].isupper())
+            for ours, theirs, sure, end, begin in zip(
+                self.ends, heard.ends, self.sure, self.end, [*self.begin[1:], 0], strict=True)
+        ]  # fmt: skip
+        return replace(self, ends=ends)
 
 
 def script_of(written: str, kind: str) -> str:
-    """A transcript's or subtitle file's text in one line; `kind` is its file's suffix.
+    """A transcript's or subtitle file's text, a paragraph a line; `kind` is its file's suffix.
 
     Tags in angle brackets stay: they are what a person wants there. Of other stage directions those that mean a sound
     with a tag stay as [laughs], for `directions`; [music] and the like are left out.
     """
     lines = [_MARKUP.sub("", line) for line in normalise(written).split("\n")]
-    if kind in (".srt", ".vtt"):
-        lines = _cues(lines)
-    text = _DIRECTION.sub(_sound_alone, " ".join(lines))
-    return " ".join(_ROUND.sub(lambda found: _sound_alone(found) or found[0], text).split())
+    text = " ".join(_cues(lines)) if kind in (".srt", ".vtt") else "\n".join(lines)
+    text = _ROUND.sub(lambda found: _sound_alone(found) or found[0], _DIRECTION.sub(_sound_alone, text))
+    paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+    return "\n".join(filter(None, paragraphs))
 
 
 def directions(text: str) -> tuple[str, list[str]]:
@@ -123,7 +132,7 @@ def as_heard(heard: Sequence[str]) -> Aligned:
 
 
 def align(heard: Sequence[str], text: str, language: str) -> Aligned:
-    """Lay a text of one line over the heard words. MissingPackage without rapidfuzz."""
+    """Lay a text, a paragraph a line, over the heard words. MissingPackage without rapidfuzz."""
     tokens = list(_TOKEN.finditer(text))
     ours = [(word, number) for number, one in enumerate(heard) for word in _units(one, language)]
     theirs = [(word, number) for number, token in enumerate(tokens)
@@ -137,7 +146,7 @@ def align(heard: Sequence[str], text: str, language: str) -> Aligned:
             first.setdefault(number, theirs[place][1])
             last[number] = theirs[place][1]
             equal |= {number} if theirs[place][0] == word else set()
-    stops = frozenset(end for _, end in sentences(text)) if text else frozenset()
+    stops = frozenset(line.start() + end for line in re.finditer(".+", text) for _, end in sentences(line[0]))
     begin, end, sure, ends = [0], [0], [True], [False]
     for number in range(-1, len(heard)):
         before = next((last[n] for n in range(number, -1, -1) if n in last), -1)

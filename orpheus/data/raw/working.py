@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from orpheus.audio import recordings
+from orpheus.audio.long import read_long
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, AudioProblem
 from orpheus.data.encoding import cores
 from orpheus.data.raw.cutting import PAD_S, levelled, obstacles, padded
@@ -93,7 +94,7 @@ def hear_all(works: Sequence[Work], state: State, ear: Ear, options: RawOptions)
 
 def read(recording: Input) -> np.ndarray:
     """A recording's samples, float32 [n] at 24 kHz. AudioProblem: they can't be used."""
-    samples = recordings.read(recording.path)
+    samples = read_long(recording.path, recording.name)
     if not np.isfinite(samples).all():
         raise AudioProblem(f"{recording.name} holds samples that are NaN or infinite", "not finite")
     return samples
