@@ -92,7 +92,8 @@ def evaluate(
                             tuple(listen.take(target, *attempt) for attempt in attempts)))  # fmt: skip
         log.info("measured %d of %d clips", len(rows), len(clips))
     about = {**_about(clips, ears), "seed": seed, "sampling": as_dict(replace(sampling, seed=seed)),
-             "batch_size": batch_size, **tts.provenance["model"], "versions": tts.provenance["versions"]}  # fmt: skip
+             "speaks_as": stand_in(tts, clips, voice), "batch_size": batch_size,
+             **tts.provenance["model"], "versions": tts.provenance["versions"]}  # fmt: skip
     report = Report(rows, about, ears.domain is not None, sounds=sounds)
     report.missing.update(missing(report, ears))
     return report
@@ -114,12 +115,20 @@ def _about(clips: Sequence[Recording], ears: Ears) -> dict[str, Any]:
 def prompt_voice(tts: OrpheusInference, clip_voice: str | None, voice: str | None) -> str | None:
     """The voice to ask for: None, the text alone, for an adapter that was trained without names.
 
-    A base alone that lacks the clips' voice speaks as its own first one: it can do no more.
+    A model that lacks the clips' voice speaks as its own first one, if nobody asked for another: it can do no more.
     """
-    wanted = voice or clip_voice
-    if tts.has_adapter:
-        return wanted if tts.trained_voices else None
-    return tts.base_voices[0] if tts.base_voices and wanted not in tts.base_voices else wanted
+    own = tts.trained_voices if tts.has_adapter else tts.base_voices
+    if tts.has_adapter and not own:
+        return None
+    if voice or not own or clip_voice in tts.voices or (tts.has_adapter and clip_voice is None):
+        return voice or clip_voice
+    return own[0]
+
+
+def stand_in(tts: OrpheusInference, clips: Sequence[Recording], voice: str | None) -> str | None:
+    """The voice that speaks in place of one that the model lacks; None: it has what the clips ask for."""
+    asked = {prompt_voice(tts, clip.voice, voice) for clip in clips if not voice} - {clip.voice for clip in clips}
+    return next((name for name in asked if name), None)
 
 
 Attempt = tuple[Speech | NoSpeech, float]  # how a text was spoken, and its share of the work in seconds

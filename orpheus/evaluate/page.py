@@ -44,6 +44,8 @@ def sentences(name: str, report: Report) -> list[str]:
     """What the figures of a voice say, in plain words."""
     found = report.figures()
     lines = []
+    if report.about.get("speaks_as"):
+        lines.append(f"{name}: the voice of the clips is not known to it; it speaks as {report.about['speaks_as']}.")
     if (wrong := found["wer_generated"]) and (heard := found["wer_original"]):
         lines.append(f"{name}: {wrong.value:.0%} of the words are heard wrong; of the recordings themselves "
                      f"{heard.value:.0%}, which is the recogniser's own share.")  # fmt: skip
@@ -78,7 +80,7 @@ def _clip(comparison: Comparison, index: int) -> Html:
     rows = [[player for player, _ in cells], [picture for _, picture in cells], facts]
     whose = f"{row.name}, {row.voice}" if row.voice else row.name
     return tag("section", tag("h3", row.text), tag("p", whose, class_="quiet"),
-               table([title for title, *_ in sounds], rows))  # fmt: skip
+               table([title for title, *_ in sounds], rows), style="overflow-x: auto")  # fmt: skip
 
 
 def _facts(row: Row, heard: Heard, take: Take | None) -> list[str]:

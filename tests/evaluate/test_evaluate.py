@@ -22,6 +22,7 @@ from orpheus.evaluate.compare import Comparison, short_names
 from orpheus.evaluate.evaluate import EvaluateOptions, default_corpus, domain_texts, main
 from orpheus.evaluate.listen import Ears
 from orpheus.evaluate.measure import evaluate
+from orpheus.evaluate.page import sentences
 from orpheus.evaluate.report import COPIED, HEARD, KINDS, MIDDLE, SPOKEN, key
 from tests.support.codec_fixtures import speech_like
 from tests.support.pages import DOCS
@@ -177,6 +178,17 @@ def test_the_first_voice_is_what_the_others_are_compared_with(spoken, layout, cl
     plain = comparison.as_dict()
     assert plain["wer_generated"] == first.as_dict()["wer_generated"]
     assert plain["compared"]["mine"]["wer_generated"] == 1 and plain["differences"]["mine"]["wer_generated_ci"]
+
+
+def test_a_base_without_the_voice_speaks_as_its_first(spoken, clips, monkeypatch):
+    named = [replace(clip, voice="anna") for clip in clips]
+    assert evaluate(spoken, named, Ears(), sampling=LIMITED).about["speaks_as"] is None  # it takes the text alone
+    monkeypatch.setattr(spoken, "has_adapter", False)
+    monkeypatch.setattr(spoken, "base_voices", ("leo", "tara"))
+    report = evaluate(spoken, named, Ears(), sampling=LIMITED)
+    assert report.about["speaks_as"] == "leo" and "it speaks as leo" in sentences("base", report)[0]
+    assert evaluate(spoken, [replace(clip, voice="tara") for clip in clips], Ears(), sampling=LIMITED).about[
+        "speaks_as"] is None  # fmt: skip
 
 
 def test_what_is_not_sure_is_not_said(spoken, clips):
