@@ -123,7 +123,8 @@ def main(options: Options) -> None:
                 about = {"training": f"replay {count}", "loss": loss and round(loss, 3)}
                 rows.append(about | measure(tts, kind, voices, options))
                 print(rows[-1], flush=True)
-    show("replay", "tiny", {"epochs": options.epochs, "samples": options.samples}, rows, options.save)
+    size = "tiny" if options.epochs == TINY.epochs else f"tiny_{options.epochs:g}_epochs"
+    show("replay", size, {"epochs": options.epochs, "samples": options.samples}, rows, options.save)
 
 
 if __name__ == "__main__":

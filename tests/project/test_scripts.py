@@ -101,7 +101,9 @@ def test_from_recordings_to_an_adapter(small, tmp_path):
     folder = tmp_path / "lora_model"
     names = {p.name for p in folder.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "orpheus.json", "loss.png", "training_log.json",
-            "corpus_report.txt", "tokenizer.json"} <= names  # fmt: skip
+            "corpus_report.txt", "tokenizer.json", "README.md", "report.html"} <= names  # fmt: skip
+    assert "12 clips" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "No samples were spoken" in (folder / "report.html").read_text(encoding="utf-8")
     assert "checkpoints" not in names and not [n for n in names if n.startswith(".")]
     made = json.loads((folder / "orpheus.json").read_text())
     assert made["tags"] == {"laughs": 12} and made["voices"] == [] and made["layout"]["audio_start"] == 269

@@ -16,7 +16,7 @@ from tests.support.speakers import Speaker, running, tone
 
 
 def case_of(format: str, sse: bool = False) -> Case:
-    encoder = Encoder(format)
+    encoder = Encoder(format, comment="Synthetic speech. Voice: anna, seed: 1")
     data = encoder.push(tone("Hello there.", "anna", 1)) + encoder.finish()
     body = {"model": "tts-1", "input": "Hello there.", "voice": "anna", "seed": 1, "response_format": format,
             "stream_format": "sse" if sse else "audio"}  # fmt: skip
