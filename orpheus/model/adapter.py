@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orpheus.audio.recordings import atomic_path
 from orpheus.config import LoraOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.model.base import LoadedModel, same_weights
 from orpheus.model.card import FILE_NAME as CARD
-from orpheus.model.card import model_card
+from orpheus.model.card import evaluated, model_card
 from orpheus.model.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_lora_file, lora_config
 from orpheus.model.hub import fetch, looks_like_path
 from orpheus.model.provenance import FILE_NAME, Provenance
@@ -169,6 +170,15 @@ def save_adapter(loaded: LoadedModel, folder: Path, provenance: Provenance) -> P
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def write_card(folder: Path) -> Path:
+    """Write the model card anew, with what was measured since the adapter was saved (`card.evaluated`)."""
+    made = Provenance.load(folder)
+    assert made is not None  # `save_adapter` wrote it
+    with atomic_path(folder / CARD) as partial:
+        partial.write_text(model_card(made, evaluated(folder)), encoding="utf-8")
+    return folder / CARD
 
 
 def merge(loaded: LoadedModel) -> LoadedModel:

@@ -12,18 +12,21 @@ from typing import Any
 
 from orpheus.config import BASE_VOICES
 from orpheus.errors import UserError
+from orpheus.model.checks import ADAPTER_WEIGHTS
 from orpheus.model.hub import fetch, local_folder
-from orpheus.model.provenance import Provenance, short_name
+from orpheus.model.provenance import Provenance, read_json, short_name
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "README.md"
+EVALUATION = "evaluation"  # the folder of an evaluation, beside the adapter
 LICENCE_KEYS = ("license", "license_name", "license_link")
 LLAMA_NOTE = (
     "Orpheus is derived from Meta's Llama-3.2-3B, and Canopy's maintainers say that the Llama 3.2 Community License "
     "applies to its weights ([29](https://github.com/canopyai/Orpheus-TTS/issues/29), "
     "[33](https://github.com/canopyai/Orpheus-TTS/issues/33)): read it before you publish or sell"
 )
+INTERVALS = "\n\nIn brackets: the interval that holds 95 % of the bootstrap values over the clips."
 CONSENT = """## Consent, and synthetic speech
 
 Clone a voice only with the consent of the person it belongs to. A program wrote this card: it can't know whether there
@@ -55,8 +58,11 @@ def terms_of(base: str, revision: str | None = None) -> dict[str, Any]:
     return {key: said[key] for key in (*LICENCE_KEYS, "language") if said.get(key)}
 
 
-def model_card(made: Provenance) -> str:
-    """The card of an adapter, or of an exported model that has one inside (`merged_from`)."""
+def model_card(made: Provenance, measured: dict[str, str] | None = None) -> str:
+    """The card of an adapter, or of an exported model that has one inside (`merged_from`).
+
+    measured: more figures, by name (`evaluated`).
+    """
     name = made.config.get("train", {}).get("hub_repo_id") or made.merged_from or _folder(made)
     kind = "A model with a LoRA adapter merged into" if made.merged_from else "A LoRA adapter for"
     parts = [
@@ -64,7 +70,7 @@ def model_card(made: Provenance) -> str:
         f"# {name}",
         f"{kind} `{short_name(made.base)}`: text to speech, with tags in the text, by Orpheus TTS and the SNAC codec.",
         _table(made_of(made)),
-        _figures(made),
+        _figures(made, measured or {}),
         _use(made, str(name)),
         CONSENT,
     ]
@@ -161,13 +167,32 @@ def _told(gate: Any) -> str:
     return str(gate)
 
 
-def _figures(made: Provenance) -> str:
-    found = figures(made)
+def evaluated(adapter: Path) -> dict[str, str]:
+    """What `orpheus evaluate` measured of an adapter and left in its folder `evaluation`, each with its interval.
+
+    Nothing where there is no such report, and where it is older than the adapter: it is that of the one before.
+    """
+    file = adapter / EVALUATION / "report.json"
+    if not file.is_file() or file.stat().st_mtime < (adapter / ADAPTER_WEIGHTS).stat().st_mtime:
+        return {}
+    report = read_json(file, "evaluate again with --overwrite")
+    found = {}
+    for name, value in report.items():
+        interval = report.get(f"{name}_ci")
+        if interval and isinstance(value, int | float) and not name.endswith(("_original", "_reconstruction")):
+            said = f"{value:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
+            found[f"{name.removesuffix('_generated').replace('_', ' ')}, {report.get('clips')} clips"] = said
+    return found
+
+
+def _figures(made: Provenance, measured: dict[str, str]) -> str:
+    found = figures(made) | measured
     if not found:
         return ""
     why = made.results.get("why")
     curve = "" if made.merged_from else "\n\n![The loss curves of the training](loss.png)"
-    return f"## Figures\n\n{_table(found)}" + (f"\n\n{_cell(why)}" if why else "") + curve
+    notes = (INTERVALS if measured else "") + (f"\n\n{_cell(why)}" if why else "")
+    return f"## Figures\n\n{_table(found)}{notes}{curve}"
 
 
 def _use(made: Provenance, name: str) -> str:

@@ -21,7 +21,7 @@ from orpheus.config import CorpusOptions
 from orpheus.data.sources import Record, open_source
 from orpheus.errors import UserError
 from orpheus.format.prompt import find_tags
-from orpheus.model.card import figures, made_of
+from orpheus.model.card import evaluated, figures, made_of
 from orpheus.model.provenance import Provenance, read_json, spoken_note
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def _options(made: Provenance) -> dict[str, Any]:
 
 
 def _measured(adapter: Path, made: Provenance) -> list[Html]:
-    found = [table(("figure", ""), figures(made).items())] if figures(made) else []
+    numbers = figures(made) | evaluated(adapter)
+    found = [table(("figure", ""), numbers.items())] if numbers else []
     why = [tag("p", made.results["why"])] if made.results.get("why") else []
     curve = adapter / "loss.png"
     if not curve.is_file():

@@ -248,11 +248,13 @@ def speak_samples(options: SftOptions) -> list[Path]:
 
 
 def present(options: SftOptions, samples: list[Path]) -> None:
-    """Write report.html beside the adapter, with its samples; upload both if that was asked for."""
+    """Write report.html beside the adapter, with its samples, and the card anew; upload all if that was asked for."""
+    from orpheus.model.adapter import write_card
     from orpheus.model.upload import upload
     from orpheus.tools.report import FILE_NAME, write_report
 
     folder = options.output_dir
+    write_card(folder)
     print(f"report: {write_report(folder, samples, folder / FILE_NAME)}, model card: {folder}/README.md")
     if options.train.push_to_hub:
         with tempfile.TemporaryDirectory() as temporary:  # nobody's recordings leave this machine

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +13,9 @@ from huggingface_hub import ModelCard
 from orpheus.errors import UserError
 from orpheus.format.tokens import ORPHEUS
 from orpheus.model import upload as uploading
-from orpheus.model.card import model_card, terms_of
-from orpheus.model.provenance import Provenance
+from orpheus.model.adapter import write_card
+from orpheus.model.card import evaluated, model_card, terms_of
+from orpheus.model.provenance import Provenance, write_json
 
 HUB = "unsloth/orpheus-3b-0.1-ft"
 MADE = Provenance(
@@ -94,6 +97,21 @@ def test_no_name_breaks_a_table(name):
 def test_little_is_known_of_an_adapter_of_another_trainer():
     card = model_card(Provenance(base=HUB, codec="c", layout=ORPHEUS))
     assert "one, without a name" in card and "## Figures" not in card
+
+
+def test_figures_of_an_evaluation_have_their_intervals(tmp_path, adapter_dir):
+    folder = tmp_path / "voice"
+    shutil.copytree(adapter_dir, folder)
+    report = folder / "evaluation" / "report.json"
+    assert evaluated(folder) == {}
+    write_json(report, {"wer_generated": 0.4236, "wer_generated_ci": [0.31, 0.55], "wer_original": 0.1,
+                        "wer_original_ci": [0, 0.2], "dnsmos_generated": None, "dnsmos_generated_ci": None,
+                        "tag_hit_rate": 1.0, "tag_hit_rate_ci": [0.9, 1.0], "clips": 12})  # fmt: skip
+    assert evaluated(folder) == {"wer, 12 clips": "0.424 [0.31, 0.55]", "tag hit rate, 12 clips": "1 [0.9, 1]"}
+    card = write_card(folder).read_text(encoding="utf-8")
+    assert "| wer, 12 clips | 0.424 [0.31, 0.55] |" in card and "95 %" in card
+    os.utime(report, (0, 0))
+    assert evaluated(folder) == {}, "that of the adapter before"
 
 
 # ---- the licence ----
