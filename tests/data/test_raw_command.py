@@ -138,7 +138,7 @@ def test_a_long_recording_becomes_a_data_set(first_run):
         assert np.abs(samples).max() <= 0.9
     source = open_source(CorpusOptions(dataset=str(out)))
     assert source.count == len(clips)
-    assert f"{len(clips)} in {out}" in said and f"orpheus prepare {out}" in said
+    assert f"{len(clips)} in {out}" in said and f"orpheus doctor {out}" in said
 
 
 def test_the_same_command_again_does_nothing_twice(done, listener):
@@ -218,6 +218,29 @@ def test_a_transcript_of_something_else_is_said_and_not_used(done):
     said, out = run(done)
     assert "has 0% of the words heard in long talk.wav: is it of another recording" in said
     assert not table(out, "metadata.csv") and {r["decision"] for r in table(out)} == {"drop"}
+
+
+def test_a_table_of_whole_recordings_gives_words_and_voices(done):
+    out = done.parent / "voice"
+    written = " ".join(r["text"] for r in table(out)).replace("Anna.", "Anna!")
+    with open(done / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("file_name", "text", "source"), ("./long talk.wav", written, "ben")])
+    run(done)
+    clips = table(out, "metadata.csv")
+    assert {c["source"] for c in clips} == {"ben"} and "Anna!" in " ".join(c["text"] for c in clips)
+
+
+def test_a_full_disk_is_one_line_and_what_was_heard_stays(raw, monkeypatch, listener):
+    def full(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "cut_all", full)
+        with pytest.raises(UserError, match="can't work in .*voice: No space left on device; what is finished is kept"):
+            run(raw)
+    calls = listener.calls
+    run(raw)
+    assert listener.calls == calls
 
 
 def test_several_recordings_in_folders_at_any_rate(done, long_recording):

@@ -26,7 +26,8 @@ from orpheus.data.raw.state import BEFORE, KEPT, State, load_state
 from orpheus.data.raw.table import DROP, Merged, Row, merge, read_rows, write_rows
 from orpheus.data.raw.texts import has_digits
 from orpheus.data.raw.working import Ear, Work, cut_all, hear_all, workers
-from orpheus.errors import MissingPackage, UserError, check_folder
+from orpheus.errors import MissingPackage, UserError, check_folder, disk_errors
+from orpheus.format.prompt import check_voice
 from orpheus.hearing.whisper import MODEL, on_this_machine, ready
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def check(source: str | None, options: RawOptions) -> None:
     if out.resolve() == given.resolve():
         raise UserError(f"--out is {out}, where the recordings are: name a new folder")
     check_folder(out, "--out")
+    check_voice(options.voice, ())
     load_state(out)
     lacking = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if lacking:
@@ -54,6 +56,11 @@ def check(source: str | None, options: RawOptions) -> None:
 
 def run(source: str, options: RawOptions) -> str:
     """Make the data set, or go on with it; a summary in plain text. UserError as `check`, and what is found later."""
+    with disk_errors(f"can't work in {options.out}", "what is finished is kept: run the same command again"):
+        return _run(source, options)
+
+
+def _run(source: str, options: RawOptions) -> str:
     assert options.out is not None
     state = load_state(options.out)
     found = find_inputs(Path(source).expanduser(), options.out)
@@ -61,6 +68,8 @@ def run(source: str, options: RawOptions) -> str:
     works = [Work(recording) for recording in found.recordings]
     (options.out / KEPT / "heard").mkdir(parents=True, exist_ok=True)
     ear = _ear(options, state, workers(options, len(works)))
+    if not all(state.heard_file(work.recording.stem).is_file() for work in works):
+        ear.whisper()  # a model that can't be had is told before the work begins
     hear_all(works, state, ear, options)
     state.model = ear.model
     decided, remarks = _decided(works, options)
@@ -165,7 +174,8 @@ def _summary(rows: Sequence[Row], merged: Merged, works: Sequence[Work], found: 
         "tags": f"suggested in {_count(suggested, 'row')}; none is put in unasked" if suggested else "",
         "unused": f"{_some(found.unused)}: no recording of that name" if found.unused else "",
         "table": f"{state.table}: edit it (decision, text, start_s, end_s) and run the same command again",
-        "next": f"orpheus prepare {state.out}" if kept else "",
+        "next": f"orpheus doctor {state.out} (what is wrong with them), orpheus train --dataset {state.out}"
+                if kept else "",
     }  # fmt: skip
     told = [f"{name:>9}  {value}" for name, value in lines.items() if value]
     return "\n".join(told + [f"{'warning':>9}  {remark}" for remark in remarks])

@@ -73,7 +73,8 @@ def _table(folder: Path) -> dict[str, tuple[str, str]]:
     if not any((folder / name).is_file() for name in METADATA_FILES):
         return {}
     records = open_source(CorpusOptions(dataset=str(folder))).records()
-    return {str(r.recording): (str(r.text or ""), str(r.voice or "")) for r in records if isinstance(r.recording, Path)}
+    return {str(record.recording.resolve()): (str(record.text or ""), str(record.voice or ""))
+            for record in records if isinstance(record.recording, Path)}  # fmt: skip
 
 
 def _inputs(paths: list[Path], folder: Path, table: dict[str, tuple[str, str]]) -> list[Input]:
@@ -81,7 +82,7 @@ def _inputs(paths: list[Path], folder: Path, table: dict[str, tuple[str, str]]) 
     stems: set[str] = set()
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        text, voice = table.get(str(path), ("", ""))
+        text, voice = table.get(str(path.resolve()), ("", ""))
         beside = None if text else _beside(path)
         stem = re.sub(r"\W+", "_", name.removesuffix(path.suffix)).strip("_") or "recording"
         if same(stem) in stems:
