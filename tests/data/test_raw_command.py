@@ -275,6 +275,14 @@ def test_a_sound_without_a_word_is_suggested_and_never_put_in(raw, listener, mon
     assert any("<laughs> at " in r["suggested_tags"] for r in rows) and not any("<" in r["text"] for r in rows)
 
 
+def test_laughter_that_whisper_wrote_as_words_is_suggested(raw, monkeypatch):
+    monkeypatch.setattr("tests.data.test_raw_command.NAMES", ("Oh no, ha, ha, ha", "He has a hat"))
+    _, out = run(raw)
+    rows = [r for r in table(out) if "ha, ha" in r["text"]]
+    assert rows and all("<laughs> for 'ha, ha, ha'" in r["suggested_tags"] for r in rows)
+    assert all("<laughs>" not in r["suggested_tags"] for r in table(out) if "ha, ha" not in r["text"])
+
+
 # ---- what is refused ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -20,6 +21,9 @@ from orpheus.format.prompt import check_text, suggest_tag
 LEAST_SURE = 0.4  # mean probability of the words of a piece: below it Whisper guesses, as in music
 NEARBY_S = 0.6  # a sound this close to a piece is suggested for it too
 UNKNOWN_SOUND = "?"
+LAUGHTER = re.compile(
+    r"\b(?:h[aeio]+h?)(?:[\s,!-]+h[aeio]+h?\b){2,}", re.IGNORECASE
+)  # as Whisper writes it: ha, ha, ha
 INSIDE = "cut inside a sentence"
 
 
@@ -52,7 +56,9 @@ def _row(recording: Input, heard: Heard, aligned: Aligned, piece: Piece, options
         text = spoken(text, options.language)
     drop = next(_reasons_to_drop(recording, heard, piece, text, said, options), "")
     start_s, end_s = round(piece.start / SAMPLE_RATE_HZ, 3), round(piece.end / SAMPLE_RATE_HZ, 3)
-    suggested = [*(f"<{name}> in the transcript" for name in directions), *_suggestions(heard, piece)]
+    laughs = [] if recording.script else [f"<laughs> for '{found[0]}'" for found in LAUGHTER.finditer(text)]
+    written = [f"<{name}> in the transcript" for name in directions]
+    suggested = [*written, *laughs, *_suggestions(heard, piece)]
     return Row(
         clip=clip_name(recording.stem, start_s),
         decision=DROP if drop else KEEP,
