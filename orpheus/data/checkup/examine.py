@@ -23,7 +23,7 @@ from orpheus.data.sources import Progress, Record, Source, open_source
 from orpheus.errors import UserError
 from orpheus.hearing.recognise import Recogniser
 
-CHECKS: tuple[Check, ...] = (*sound.CHECKS, *edges.CHECKS, *texts.CHECKS, *people.CHECKS)
+CHECKS: tuple[Check, ...] = (*sound.CHECKS, *people.CHECKS, *edges.CHECKS, *texts.CHECKS)
 LEFT_OUT = "Left out of any training: "
 REMEDIES = {
     "no text": "Write what is said.", "bad text": "Mend the text.", "bad tag": "Close the tag, as <laugh>.",
@@ -174,13 +174,11 @@ def _found(voices: Sequence[Voice]) -> list[Finding]:
         named["twice"] += doubles
         twin = {id(one.clip) for one in twins}
         for clip in voice.clips:
-            said = {check.kind: detail for check in CHECKS if (detail := check.judge(clip, voice))}
-            hidden = frozenset[str]().union(*(checks[kind].explains for kind in said))
-            if id(clip) in twin:
-                hidden |= {"transcript", "pace"}
-            for kind, detail in said.items():
-                if kind not in hidden:
-                    named[kind].append(Named(clip, detail, checks[kind].lost_s(clip)))
+            hidden = frozenset({"transcript", "pace"}) if id(clip) in twin else frozenset[str]()
+            for check in CHECKS:  # causes stand before what follows from them
+                if check.kind not in hidden and (detail := check.judge(clip, voice)):
+                    named[check.kind].append(Named(clip, detail, check.lost_s(clip)))
+                    hidden |= check.explains
     found = [Finding(kind, check.title, check.remedy, check.severity, named[kind])
              for kind, check in checks.items() if named[kind]]  # fmt: skip
     return sorted(found, key=lambda finding: (finding.severity != "fault", -len(finding.clips)))

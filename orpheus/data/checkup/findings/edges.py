@@ -7,7 +7,7 @@ from orpheus.data.checkup.finding import Check, Measured, Voice
 EDGE_S, PAUSE_S = 0.9, 1.0  # of silence: too much for any voice
 FAR_EDGE_S = 0.75  # where the voice usually has far less
 KEPT_S = 0.2  # of silence, when it is trimmed
-CUT_DB, FAR_CUT_DB = -11.0, -28.0  # of the last 30 ms against the speech: for any voice; where it usually has far less
+CUT_DB, FAR_CUT_DB = -9.0, -28.0  # of the last 30 ms against the speech: for any voice; where it usually has far less
 MANY = 0.15  # share of a voice's clips
 OVER_NOISE_DB = 12.0  # else it is noise that is loud at the edge
 ZEROS_S, ALL_ZEROS_S = 0.045, 0.1

@@ -17,7 +17,7 @@ SHORT_S, SHORT_LESS = 1.5, 0.06  # shorter clips say less about who speaks
 SAME_DB = 1.2  # mean difference of two fingerprints
 SAME_WAVE = 0.8  # correlation of the waves where they fit best
 SAME_LENGTH_S = 0.6
-SURE = 0.15  # by how much one text must fit better
+SURE = 0.05  # by how much one text must fit better
 COMPARED_HZ = 4000
 
 
@@ -35,7 +35,7 @@ def stranger(clip: Measured, voice: Voice) -> str | None:
 
 CHECKS = (
     Check("other speaker", "Another speaker", "Leave it out, or give it its own voice in the voice column.", stranger,
-          explains=frozenset({"narrow band", "loudness", "cut", "noise"})),
+          explains=frozenset({"narrow band", "loudness", "cut"})),
 )  # fmt: skip
 SAME = Check("same recording", "One recording under two texts", "Keep the text that is said; leave the other row out.",
              lambda clip, voice: None)  # fmt: skip
