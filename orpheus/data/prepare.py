@@ -79,6 +79,7 @@ def main(options: PrepareOptions) -> None:
     corpus = prepare(chosen, codec, renderer, max_seq_length=options.max_seq_length, seed=TrainOptions.seed)
     print(corpus.summary())
     print(f"report: {corpus.save_report(options.report)}, codes: {options.corpus.cache_dir}")
+    print(f"hear them before you train, for wrong texts, hum, strangers and more:  orpheus doctor {chosen.dataset}")
 
 
 def check(options: PrepareOptions) -> Part:
