@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
-from orpheus.data.checkup.finding import LEAST, Check, Measured, Named, Voice
+from orpheus.data.checkup.finding import Check, Measured, Named, Voice
 from orpheus.data.checkup.findings.texts import likeness
-from orpheus.data.usual import FAR
 
-STRANGE, FAR_STRANGE = 0.66, 0.74  # likeness to the voice: for any; where the voice's clips are usually far more alike
-SHORT_S, SHORT_LESS = 1.5, 0.06  # shorter clips say less about who speaks
+SPOKEN_S, STRANGE = (0.8, 1.2, 1.6, 2.2), (0.60, 0.66, 0.73, 0.76)  # a stranger is less alike; short clips say less
+APART = 0.12  # below the voice's own median: there are lively voices
 
 SAME_DB = 1.2  # mean difference of two fingerprints
 SAME_WAVE = 0.8  # correlation of the waves where they fit best
@@ -26,11 +25,9 @@ def stranger(clip: Measured, voice: Voice) -> str | None:
     alike = voice.likeness.get(id(clip))
     if alike is None or len(voice.clips) < 5:
         return None
-    others = list(voice.likeness.values())
-    low, middle, high = np.percentile(others, [25, 50, 75])
-    far = low - FAR * max(high - low, 0.03) if len(others) >= LEAST else STRANGE
-    limit = min(max(STRANGE, far), FAR_STRANGE) - (SHORT_LESS if clip.sound.spoken_s < SHORT_S else 0)
-    return f"likeness to the voice {alike:.2f}, usual are {middle:.2f}" if alike < limit else None
+    usual = float(np.median(list(voice.likeness.values())))
+    limit = min(float(np.interp(clip.sound.spoken_s, SPOKEN_S, STRANGE)), usual - APART)
+    return f"likeness to the voice {alike:.2f}, usual are {usual:.2f}" if alike < limit else None
 
 
 CHECKS = (
