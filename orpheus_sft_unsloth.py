@@ -42,7 +42,7 @@ def make_adapter(options: SftOptions) -> None:
 
     # 4. The adapter: low-rank matrices beside the model's own, which stay as they are; trained on the sequences.
     model = adapt(options, model)
-    summary = fit(options, model, corpus)
+    summary = fit(options, model, codec, corpus)
     if summary.interrupted:
         sys.exit(EXIT_INTERRUPTED)  # a checkpoint is saved
 

@@ -206,14 +206,17 @@ class TrainOptions:
     packing: bool = False
     """Put several clips in one row, each attending only to itself (transformers back end)."""
     replay: int = 0
-    """Mix in N utterances that the base speaks itself, with its own tags and voices, so that it keeps them where the
-    recordings have none (docs/training.md). 0: none."""
+    """Mix in N utterances that the base speaks itself, with its own tags and voices, so that it keeps them; 0: none."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory. Default: on with a GPU."""
     eval_every: int = 50
     """Steps between validation losses; 0: at the end only."""
     save_every: int = 100
     """Steps between checkpoints; 0: none."""
+    gate_every: int = 0
+    """Steps between gates: the adapter speaks some texts as it stands, and the best is kept, not the last. 0: none."""
+    patience: int = 0
+    """With gates: stop when so many in a row are each worse than the one before. 0: never; the best is kept anyway."""
     log_every: int = 5
     """Steps between log lines."""
     resume: bool = False
@@ -229,7 +232,8 @@ class TrainOptions:
         some, many = (0, math.inf), (1, math.inf)
         check_ranges(self, epochs=(1e-6, math.inf), max_steps=some, learning_rate=(1e-12, 1), batch_size=many,
                      gradient_accumulation=many, max_seq_length=many, warmup_steps=some, weight_decay=(0, 1),
-                     replay=some, eval_every=some, save_every=some, log_every=many, seed=(0, 2**32 - 1))  # fmt: skip
+                     replay=some, eval_every=some, save_every=some, gate_every=some, patience=some,
+                     log_every=many, seed=(0, 2**32 - 1))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -386,7 +390,7 @@ def as_dict(options: Any) -> dict[str, Any]:
 
 def resumable(options: SftOptions) -> dict[str, Any]:
     """The options that a resumed training must share with the interrupted one: all that shape the result."""
-    free = ("resume", "log_every", "eval_every", "save_every", "push_to_hub", "hub_repo_id")
+    free = ("resume", "log_every", "eval_every", "save_every", "gate_every", "patience", "push_to_hub", "hub_repo_id")
     return {
         "load_in_4bit": options.model.load_in_4bit,
         "validation_share": options.corpus.validation_share,

@@ -83,6 +83,9 @@ class Comparison:
         width = max(WIDTH, 2 + max(len(text) for _, cells in rows for text in cells))
         lines = [f"{label:36}" + "".join(f"{text:{width}}" for text in cells) for label, cells in rows]
         lines += [self.sure(name) for name in self.differences]
+        for column, report in self.reports.items():
+            lines.append(f"{f'{column}: ' if self.differences else ''}gates: {report.gates['sentence']}")
+            lines += [f"  {gate['verdict']}" for gate in report.gates["gates"].values()]
         shown = [*(key("wer", kind) for kind in KINDS), "f0_median_hz", "end_of_speech_share"]
         for column, report in self.reports.items():
             of = f"{column}, " if self.differences else ""

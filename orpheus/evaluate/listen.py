@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, edge_silence_s
+from orpheus.codec.snac import SnacCodec
 from orpheus.config import PRESETS
 from orpheus.errors import MissingPackage
 from orpheus.evaluate.clips import Recording
@@ -19,7 +20,6 @@ from orpheus.format.tokens import Stop
 from orpheus.hearing.distance import mel_cepstral_db
 from orpheus.hearing.metrics import range_st, voiced_f0_hz, word_errors, words
 from orpheus.hearing.recognise import Recogniser
-from orpheus.speak.inference import OrpheusInference
 from orpheus.speak.speech import Speech
 from orpheus.speak.utterance import NoSpeech
 
@@ -42,7 +42,13 @@ class TagDetector(Protocol):
         ...
 
 
-def find_detector(tts: OrpheusInference) -> TagDetector | None:
+class HasCodec(Protocol):
+    """A voice, ready to speak or in training."""
+
+    codec: SnacCodec
+
+
+def find_detector(tts: HasCodec) -> TagDetector | None:
     """The detector, where it knows the sounds: those of the embedded voices."""
     if tts.codec.name != PRESETS["tiny"].codec:
         return None

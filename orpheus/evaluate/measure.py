@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orpheus.config import SamplingOptions, as_dict
+from orpheus.evaluate import gates
 from orpheus.evaluate.clips import Recording
 from orpheus.evaluate.listen import Ears, Listener, Target, missing, targets
 from orpheus.evaluate.report import Report, Row
@@ -73,10 +74,15 @@ def evaluate(
     known = like.rows if like else []
     same_codec = like is not None and like.about["codec_identity"] == tts.codec.identity
     shown = set(np.linspace(0, len(clips) - 1, min(SHOWN, len(clips)), dtype=int).tolist())
+    codes = [c for batch in _batches(targets(clips, Ears()), batch_size)
+             for c in tts.codec.encode([target.clip.samples for target in batch])]  # fmt: skip
+    usual = gates.usual_in(clips, codes, tts.usual)
+    recorded: list[gates.Facts] = []
+    said: list[gates.Facts] = []
     rows: list[Row] = []
     sounds: dict[int, dict[str, np.ndarray]] = {}
     for batch in _batches(targets(clips, ears), batch_size):
-        copies = [tts.codec.decode(codes) for codes in tts.codec.encode([target.clip.samples for target in batch])]
+        copies = [tts.codec.decode(coded) for coded in codes[len(rows) : len(rows) + len(batch)]]
         rounds = [_speak(tts, batch, voice, replace(sampling, seed=seed + take * len(clips) + len(rows)))
                   for take in range(samples)]  # fmt: skip
         for target, copy, attempts in zip(batch, copies, zip(*rounds, strict=True), strict=True):
@@ -90,11 +96,15 @@ def evaluate(
             rebuilt = known[index].reconstruction if same_codec else listen(target, copy)
             rows.append(Row(clip.name, clip.voice, clip.text, original, rebuilt,
                             tuple(listen.take(target, *attempt) for attempt in attempts)))  # fmt: skip
+            recorded.append(gates.facts_of(ears, rebuilt, clip.text, clip.voice, copy, usual))
+            said += [gates.facts_of(ears, take.heard, clip.text, clip.voice, _samples(speech), usual, speech)
+                     for take, (speech, _) in zip(rows[-1].takes, attempts, strict=True)]  # fmt: skip
         log.info("measured %d of %d clips", len(rows), len(clips))
     about = {**_about(clips, ears), "seed": seed, "sampling": as_dict(replace(sampling, seed=seed)),
              "speaks_as": stand_in(tts, clips, voice), "batch_size": batch_size,
              **tts.provenance["model"], "versions": tts.provenance["versions"]}  # fmt: skip
-    report = Report(rows, about, ears.domain is not None, sounds=sounds)
+    found = gates.judge(said, gates.learn(recorded, usual, ears))
+    report = Report(rows, about, ears.domain is not None, sounds=sounds, gates=found.as_dict())
     report.missing.update(missing(report, ears))
     return report
 
@@ -110,6 +120,10 @@ def _about(clips: Sequence[Recording], ears: Ears) -> dict[str, Any]:
         "recogniser_domain": ears.domain.name if ears.domain else None,
         "detector": list(ears.detector.KNOWN_TAGS) if ears.detector else None,
     }
+
+
+def _samples(speech: Speech | NoSpeech) -> np.ndarray:
+    return speech.samples if isinstance(speech, Speech) else np.zeros(0, np.float32)
 
 
 def prompt_voice(tts: OrpheusInference, clip_voice: str | None, voice: str | None) -> str | None:

@@ -121,6 +121,7 @@ class Report:
     domain: bool = False
     missing: dict[str, str] = field(default_factory=dict)
     sounds: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # of some rows, by kind, to be shown
+    gates: dict[str, Any] = field(default_factory=dict)  # `orpheus.evaluate.gates.Gates.as_dict`
 
     @cached_property
     def _figures(self) -> dict[str, Figure | None]:
@@ -143,6 +144,7 @@ class Report:
                        for name, rows in self.voices().items()},
             "clips": len(self.rows),
             "takes": sum(len(row.takes) for row in self.rows),
+            "gates": self.gates,
             "missing": self.missing,
             **self.about,
         }  # fmt: skip

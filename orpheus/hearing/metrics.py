@@ -150,6 +150,16 @@ def word_errors(reference: str, transcript: str, language: str = ENGLISH) -> int
     return int(counted.substitutions + counted.deletions + counted.insertions)
 
 
+def letters_heard(reference: str, transcript: str, language: str = ENGLISH) -> float | None:
+    """1 - wrong, lacking and added letters / letters of the reference, 0 at least; None for one without letters."""
+    try:
+        import jiwer
+    except ImportError as error:
+        raise MissingPackage("jiwer", "comparing letters") from error
+    wanted, heard = ("".join(words(text, language)) for text in (reference, transcript))
+    return max(0.0, 1 - float(jiwer.cer(wanted, heard))) if wanted else None
+
+
 def median_f0_hz(samples: np.ndarray) -> float | None:
     """The median pitch of the voiced parts of a clip, float32 [n] at 24 kHz; None where nothing is voiced."""
     voiced = voiced_f0_hz(samples)

@@ -26,7 +26,7 @@ from orpheus.config import (
 )
 from orpheus.data.usual import SpeechStatistics
 from orpheus.engines.base import Engine
-from orpheus.engines.choose import Wish, is_gguf, look_up, open_voice
+from orpheus.engines.choose import Opened, Wish, is_gguf, look_up, open_voice
 from orpheus.errors import UserError
 from orpheus.format.pieces import split
 from orpheus.format.prompt import Renderer, Voices, check_text, check_voice, split_voice, text_warnings, unknown_words
@@ -77,11 +77,21 @@ class OrpheusInference:
     ) -> None:
         opened = open_voice(Wish(adapter, base, codec, engine, device, load_in_4bit, threads, gpu_layers, server,
                                  server_model, draft))  # fmt: skip
-        made = opened.made
-        self.codec = SnacCodec.load(opened.codec, device=opened.device)
+        self._begin(opened, SnacCodec.load(opened.codec, device=opened.device))
+
+    @classmethod
+    def of(cls, opened: Opened, codec: SnacCodec) -> OrpheusInference:
+        """A voice that is in memory already: a model in training, as it stands."""
+        voice = cls.__new__(cls)
+        voice._begin(opened, codec)
+        return voice
+
+    def _begin(self, opened: Opened, codec: SnacCodec) -> None:
+        made, self.codec = opened.made, codec
         if made and made.codec_identity and made.codec_identity != self.codec.identity:
+            what = "adapter" if opened.about.get("adapter") else "model"
             raise UserError(
-                f"the {'adapter' if adapter else 'model'} was trained with another codec ({made.codec}, "
+                f"the {what} was trained with another codec ({made.codec}, "
                 f"{made.codec_identity}) than '{self.codec.name}' ({self.codec.identity}): its codes would be noise"
             )
         self.engine: Engine = opened.engine

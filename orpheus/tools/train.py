@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from orpheus.codec.snac import SnacCodec
     from orpheus.data.corpus import Corpus
     from orpheus.model.base import LoadedModel
-    from orpheus.training.trainer import TrainSummary
+    from orpheus.model.provenance import Provenance
+    from orpheus.training.choosing import Judge
+    from orpheus.training.summary import TrainSummary
 
 Value = TypeVar("Value")
 
@@ -70,7 +72,7 @@ def make(options: SftOptions) -> TrainSummary:
     model = load_model(options)
     codec, corpus = encode(options, model)
     model = adapt(options, model)
-    summary = fit(options, model, corpus)
+    summary = fit(options, model, codec, corpus)
     if is_main() and not summary.interrupted:  # all processes have the same adapter: one saves it
         save(options, model, codec, corpus, summary)
     return summary
@@ -112,6 +114,8 @@ def check(options: SftOptions) -> None:
         find_local(options.model.codec)
     check_folder(options.output_dir, "--output-dir")
     check_folder(options.samples_dir, "--samples-dir")
+    if options.train.patience and not options.train.gate_every:
+        raise UserError(f"patience is {options.train.patience}, and it waits for gates: give --gate-every too")
     if options.train.push_to_hub:
         from orpheus.model.upload import check_upload
 
@@ -128,7 +132,7 @@ def finished(options: SftOptions) -> TrainSummary | None:
     folder = options.output_dir
     if not is_finished(folder, as_dict(options), resume=options.train.resume, overwrite=options.overwrite):
         return None
-    from orpheus.training.trainer import TrainSummary  # not before Unsloth where a model is loaded
+    from orpheus.training.summary import TrainSummary  # not before Unsloth where a model is loaded
 
     if is_main():
         print(f"this training is finished already: its adapter is in {folder} (--overwrite trains it again)")
@@ -186,13 +190,14 @@ def adapt(options: SftOptions, model: LoadedModel) -> LoadedModel:
                     gradient_checkpointing=_set(options.train.gradient_checkpointing))  # fmt: skip
 
 
-def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary:
+def fit(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus) -> TrainSummary:
     """Train the adapter and print what that did. Ctrl-C leaves a checkpoint, and the summary says `interrupted`."""
     from orpheus.training import trainer
 
     identity = {"base": model.base, "data": corpus.data_hash, "replayed": corpus.replay.get("hash"),
                 **resumable(options)}  # fmt: skip
-    summary = trainer.train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity)
+    judge = gates(options, model, codec, corpus) if options.train.gate_every else None
+    summary = trainer.train(model, corpus.train, corpus.validation, options.train, options.output_dir, identity, judge)
     if is_main():
         print(summary)
     if is_main() and summary.interrupted:
@@ -201,29 +206,40 @@ def fit(options: SftOptions, model: LoadedModel, corpus: Corpus) -> TrainSummary
     return summary
 
 
+def gates(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus) -> Judge:
+    """What hears the adapter while it is trained: it speaks a battery of texts, as users will."""
+    from orpheus.evaluate.training import TrainingJudge
+
+    return TrainingJudge(model, codec, corpus, provenance(options, model, codec, corpus), options.train.seed)
+
+
 def save(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus, summary: TrainSummary) -> None:
     """Write the adapter in peft's format, with all that speaking needs to know, and its model card."""
-    from orpheus.data.seen import seen
     from orpheus.model.adapter import save_adapter
-    from orpheus.model.card import terms_of
-    from orpheus.model.hub import portable_name
-    from orpheus.model.provenance import Provenance, versions
     from orpheus.training.checkpoints import remove_checkpoints
 
-    save_adapter(model, options.output_dir, Provenance(
-        base=model.base, base_revision=model.revision, base_fingerprint=model.fingerprint, base_voices=model.voices,
-        codec=portable_name(_set(options.model.codec)), codec_identity=codec.identity, layout=model.layout,
-        voices=corpus.voices, tags=corpus.tags, data=corpus.about(str(options.corpus.dataset)),
-        data_hash=corpus.data_hash, seen=seen(corpus.trained), base_terms=terms_of(model.base, model.revision),
-        speech_statistics=corpus.statistics.as_dict(),
-        config=as_dict(options), versions=versions(),
-        results={"validation_loss": summary.validation_after, "validation_loss_before": summary.validation_before,
-                 "steps": summary.steps, "seconds": summary.seconds},
-    ))  # fmt: skip
+    made = provenance(options, model, codec, corpus)
+    save_adapter(model, options.output_dir, replace(made, results=summary.results()))
     summary.save(options.output_dir)
     remove_checkpoints(options.output_dir)
     (options.output_dir / "report.html").unlink(missing_ok=True)  # that of the adapter before
     print(f"adapter: {options.output_dir}/adapter_model.safetensors, loss curve: {options.output_dir}/loss.png")
+
+
+def provenance(options: SftOptions, model: LoadedModel, codec: SnacCodec, corpus: Corpus) -> Provenance:
+    """What the adapter is made from, and all that speaking with it needs to know."""
+    from orpheus.data.seen import seen
+    from orpheus.model.card import terms_of
+    from orpheus.model.hub import portable_name
+    from orpheus.model.provenance import Provenance, versions
+
+    return Provenance(
+        base=model.base, base_revision=model.revision, base_fingerprint=model.fingerprint, base_voices=model.voices,
+        codec=portable_name(_set(options.model.codec)), codec_identity=codec.identity, layout=model.layout,
+        voices=corpus.voices, tags=corpus.tags, data=corpus.about(str(options.corpus.dataset)),
+        data_hash=corpus.data_hash, seen=seen(corpus.trained), base_terms=terms_of(model.base, model.revision),
+        speech_statistics=corpus.statistics.as_dict(), config=as_dict(options), versions=versions(),
+    )  # fmt: skip
 
 
 def speak_samples(options: SftOptions) -> list[Path]:

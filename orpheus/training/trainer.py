@@ -1,4 +1,4 @@
-"""LoRA training on prepared sequences: collator, trainer, loss per slot, checkpoints, summary.
+"""LoRA training on prepared sequences: the trainer, loss per slot, checkpoints.
 
 The data sets hold finished sequences (`input_ids`, `labels`, `length`); nothing is tokenised or cut here.
 """
@@ -6,11 +6,8 @@ The data sets hold finished sequences (`input_ids`, `labels`, `length`); nothing
 from __future__ import annotations
 
 import logging
-import resource
-import sys
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,75 +17,23 @@ from orpheus.config import TrainOptions
 from orpheus.errors import UserError, disk_errors
 from orpheus.format.prompt import IGNORE
 from orpheus.format.tokens import FRAME_SLOTS, TokenLayout
-from orpheus.model.adapter import trainable_parameters
 from orpheus.model.base import LoadedModel
-from orpheus.model.provenance import read_json, write_json
 from orpheus.processes import is_main, wait_for_all, world_size
 from orpheus.training.batches import Collator, LengthGrouped, check_known
 from orpheus.training.checkpoints import FOLDER as CHECKPOINT_FOLDER
-from orpheus.training.checkpoints import Interrupt, find_checkpoint, may_be_damage, stop_on_interrupt
+from orpheus.training.checkpoints import find_checkpoint, may_be_damage, stop_on_interrupt
+from orpheus.training.choosing import FOLDER as GATES_FOLDER
+from orpheus.training.choosing import Judge, gate_callback, undisturbed
 from orpheus.training.losses import lean_loss_available, use_lean_loss
+from orpheus.training.progress import progress_bar
+from orpheus.training.summary import TrainSummary, summarise
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
-LOG_FILE = "training_log.json"
 NLL_ROWS = 256  # positions whose log-probabilities are taken at once: bounds the memory of a validation pass
-
-
-@dataclass
-class TrainSummary:
-    """What a training did. Losses are natural-log cross entropy per token; memory is the peak in bytes.
-
-    `seconds` and `tokens` are those of this session (a resumed training has had others), validation included.
-    """
-
-    steps: int
-    interrupted: bool
-    seconds: float
-    tokens: int
-    trainable_parameters: int
-    peak_memory_bytes: int
-    train_loss: float
-    validation_before: float | None = None
-    validation_after: float | None = None
-    validation_by_slot: list[float] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens of text and speech trained on per second."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    @classmethod
-    def load(cls, folder: Path) -> TrainSummary:
-        """Read it from the training_log.json that `save` wrote. UserError if there is none, or it is damaged."""
-        path = folder / LOG_FILE
-        try:
-            return cls(**read_json(path, "train again with --overwrite"))
-        except TypeError as error:
-            raise UserError(f"{path} is damaged ({error}): train again with --overwrite") from error
-
-    def save(self, folder: Path) -> None:
-        """Write training_log.json and the loss curves, loss.png, into `folder`."""
-        write_json(folder / LOG_FILE, asdict(self))
-        plot_losses(self.history, folder / "loss.png")
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.steps} steps in {self.seconds:.0f} s ({self.tokens_per_s:.0f} tokens/s)",
-            f"{self.trainable_parameters:,} parameters trained, peak memory {self.peak_memory_bytes / 2**30:.2f} GiB",
-            f"training loss {self.train_loss:.3f}",
-        ]
-        if self.validation_after is not None:
-            before = f"{self.validation_before:.3f} -> " if self.validation_before is not None else ""
-            lines.append(
-                f"validation loss {before}{self.validation_after:.3f}; by slot "
-                + " ".join(f"{loss:.2f}" for loss in self.validation_by_slot)
-            )
-        return "\n".join(lines)
 
 
 def train(
@@ -98,6 +43,7 @@ def train(
     options: TrainOptions,
     folder: Path,
     identity: dict[str, Any],
+    judge: Judge | None = None,
 ) -> TrainSummary:
     """Train the adapter on `loaded` in place.
 
@@ -111,6 +57,8 @@ def train(
         options: with every None filled in (`config.filled`).
         folder: checkpoints and TensorBoard files go here.
         identity: what a checkpoint must agree on to be resumed (data, base, adapter shape).
+        judge: hears the adapter every `options.gate_every` steps (0: never) and after the last; the best of those
+            heard is what the model ends with.
     Returns:
         The summary; `interrupted` is True after Ctrl-C, with a checkpoint written.
     Raises:
@@ -126,6 +74,8 @@ def train(
         )
     if is_main():  # the others look at what it has cleaned up
         checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity)
+        if checkpoint is None:
+            shutil.rmtree(folder / GATES_FOLDER, ignore_errors=True)  # of the training before
     wait_for_all()
     if not is_main():
         checkpoint = find_checkpoint(folder / CHECKPOINT_FOLDER, options.resume, identity, writes=False)
@@ -133,15 +83,22 @@ def train(
     started = time.perf_counter()
     keep = "earlier checkpoints are kept, go on with --resume when there is space"
     with disk_errors(f"the training can't write its files to {folder}", keep), stop_on_interrupt() as interrupt:
-        progress = _progress(interrupt)
+        gates = None
+        if judge and options.gate_every:  # before the bar, which sees then whether Ctrl-C was pressed meanwhile
+            gates = gate_callback(trainer, loaded, judge, folder, options.gate_every, options.patience, interrupt)
+            trainer.add_callback(gates)
+        progress = progress_bar(interrupt)
         trainer.add_callback(progress)
         _run(trainer, checkpoint, progress)
         # Ctrl-C in the very last step interrupts nothing: the training is done.
         interrupted = bool(interrupt) and trainer.state.global_step < trainer.state.max_steps
         if len(validation_set) and not interrupted and trainer.state.global_step not in _eval_steps(trainer):
             trainer.evaluate()
+        chosen = (
+            gates.finish(trainer.state.log_history, trainer.state.global_step) if gates and not interrupted else None
+        )
     tokens = int(trainer.state.num_input_tokens_seen) - progress.tokens_before
-    return _summarise(loaded, trainer, interrupted, time.perf_counter() - started, tokens)
+    return summarise(loaded, trainer, interrupted, time.perf_counter() - started, tokens, chosen)
 
 
 def _run(trainer: Any, checkpoint: Path | None, progress: Any) -> None:
@@ -175,6 +132,10 @@ def _make_trainer(
 
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return LengthGrouped(train_set["length"], options.batch_size or 1, options.seed)
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            with undisturbed(loaded.model, loaded.device):  # how often it is measured changes nothing
+                return super().evaluate(*args, **kwargs)
 
         def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
             # transformers' own is a mean over batches: of short and long clips alike, and where several processes
@@ -297,104 +258,5 @@ def losses_by_slot(losses: np.ndarray, labels: np.ndarray, layout: TokenLayout) 
     return {name: float(losses[mask].mean()) for name, mask in groups.items() if mask.any()}
 
 
-# ---- progress ----
-
-
-def _progress(interrupt: Interrupt) -> Any:
-    from tqdm.auto import tqdm
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        bar: Any = None
-        stepped = False  # whatever is resumed has been read
-        tokens_before = 0  # those of the sessions before this one, when resumed
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.tokens_before = state.num_input_tokens_seen
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step",
-                            mininterval=1.0)  # fmt: skip
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.stepped = True
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.update(state.global_step - self.bar.n)
-            if interrupt and state.global_step < state.max_steps:
-                control.should_save = control.should_training_stop = True
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            logs = logs or {}
-            if self.bar is not None and "loss" in logs:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-            if "eval_loss" in logs and is_main():
-                slots = " ".join(f"{logs[k]:.2f}" for k in sorted(logs) if k.startswith("eval_slot_"))
-                tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.3f} (by slot {slots})")
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.close()
-
-    return Progress()
-
-
 def _eval_steps(trainer: Any) -> set[int]:
     return {entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry}
-
-
-# ---- summary ----
-
-
-def _summarise(loaded: LoadedModel, trainer: Any, interrupted: bool, seconds: float, tokens: int) -> TrainSummary:
-    history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    evaluations = [entry for entry in history if "eval_loss" in entry]
-    last = evaluations[-1] if evaluations else {}
-    return TrainSummary(
-        steps=trainer.state.global_step,
-        interrupted=interrupted,
-        seconds=round(seconds, 2),
-        tokens=tokens,
-        trainable_parameters=trainable_parameters(loaded.model),
-        peak_memory_bytes=_peak_memory(loaded.device),
-        train_loss=losses[-1] if losses else float("nan"),
-        validation_before=evaluations[0]["eval_loss"] if evaluations and evaluations[0]["step"] == 0 else None,
-        validation_after=last.get("eval_loss"),
-        validation_by_slot=[last[k] for k in (f"eval_slot_{s}" for s in range(FRAME_SLOTS)) if k in last],
-        history=history,
-    )
-
-
-def _peak_memory(device: Any) -> int:
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_reserved(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def plot_losses(history: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw training and validation loss over the steps, and the validation loss of each slot, as a PNG."""
-    from matplotlib.figure import Figure
-
-    from orpheus.audio.recordings import atomic_path
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    training = [(e["step"], e["loss"]) for e in history if "loss" in e]
-    evaluations = [e for e in history if "eval_loss" in e]
-    if training:
-        left.plot(*zip(*training, strict=True), label="training", alpha=0.7)
-    if evaluations:
-        left.plot([e["step"] for e in evaluations], [e["eval_loss"] for e in evaluations], "o-", label="validation")
-    for slot in range(FRAME_SLOTS):
-        points = [(e["step"], e[f"eval_slot_{slot}"]) for e in evaluations if f"eval_slot_{slot}" in e]
-        if points:
-            right.plot(*zip(*points, strict=True), "o-", label=f"slot {slot}")
-    left.set(xlabel="step", ylabel="loss (nats per token)", title="loss")
-    right.set(xlabel="step", title="validation loss by slot: which codebook lags")
-    for axes in (left, right):
-        if axes.has_data():
-            axes.legend(fontsize="small")
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    return path

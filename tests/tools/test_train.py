@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +32,32 @@ def test_it_trains_and_returns_the_summary(given, tmp_path, capsys):
     assert not (tmp_path / "lora_model").exists() and not (tmp_path / "generated_audio").exists()
 
 
+def test_with_gates_the_adapter_speaks_while_it_is_trained(given, tmp_path, capsys):
+    """On a random base, which says nothing: every gate tells it, and something is kept all the same."""
+    summary = orpheus.train(**given, gate_every=1)
+    assert summary.kept_step in (1, 2) and "is kept, the best of 2 by gates" in capsys.readouterr().out
+    results = json.loads((tmp_path / "lora_anna" / "orpheus.json").read_text())["results"]
+    assert (results["kept_step"], results["why"]) == (summary.kept_step, summary.why)
+    told = json.loads((tmp_path / "lora_anna" / "gates" / "step_1" / "gates.json").read_text())
+    assert told["gates"]["ended"]["passed"] is False and results["gates"]["score"] < 0.8
+    assert (tmp_path / "lora_anna" / "gates" / "gates.csv").read_text().startswith("step,validation_loss,score,ended")
+    assert not (tmp_path / "lora_anna" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_embedded_voice_passes_more_gates_than_it_did(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    summary = orpheus.train(preset="tiny", max_steps=16, gate_every=8, speak_samples=False, save_every=0)
+    heard = {entry["step"]: entry for entry in summary.history if "gate_score" in entry}
+    assert set(heard) == {8, 16} and heard[summary.kept_step]["gate_score"] == max(
+        e["gate_score"] for e in heard.values()
+    )
+    assert heard[summary.kept_step]["gate_pitch"] > 0.8 and heard[summary.kept_step]["gate_ended"] > 0.8
+    assert list((tmp_path / "lora_model" / "gates" / "step_8").glob("held_out_*.wav"))
+
+
 @pytest.mark.parametrize("wrong, says", [
+    ({"patience": 2}, "patience is 2, and it waits for gates: give --gate-every too"),
     ({"max_step": 2}, "no option 'max_step': did you mean max_steps"),
     ({"rhythm": 2}, "no option 'rhythm'"),
     ({"max_steps": "many"}, "max_steps is 'many'"),

@@ -17,12 +17,24 @@ from safetensors.torch import load_file
 from orpheus import processes
 from orpheus.errors import UserError
 from orpheus.model.base import load_base, pick_device
+from orpheus.training.choosing import Verdict
 from tests.data.test_encoding import LAUNCH, ROOT, read_cache
 from tests.support.corpus_fixtures import recorded, wav
 from tests.training.test_trainer import IDENTITY, OPTIONS, adapter, corpus, lively_base, weights  # noqa: F401 - fixtures
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-SHARED = replace(OPTIONS, max_steps=5, batch_size=2, gradient_accumulation=1, save_every=3, eval_every=0)
+SHARED = replace(OPTIONS, max_steps=5, batch_size=2, gradient_accumulation=1, save_every=3, eval_every=0, gate_every=2)
+
+
+class Judge:
+    """Finds step 4 the best; notes when it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, folder: Path) -> Verdict:
+        self.asked.append(int(folder.name[5:]))
+        return Verdict({2: 0.5, 4: 0.9, 5: 0.7}[self.asked[-1]], {}, "")
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
@@ -75,14 +87,15 @@ def work(out: Path, base: Path, data: Path) -> None:
     data_set = load_from_disk(str(data))
     step, SFTTrainer.training_step = SFTTrainer.training_step, broken
     try:
-        train(adapter(base), data_set, data_set.select(range(3)), SHARED, out, IDENTITY)
+        train(adapter(base), data_set, data_set.select(range(3)), SHARED, out, IDENTITY, Judge())
         raise AssertionError("it was to stop")
     except Stop:
         pass
     SFTTrainer.training_step = step
-    loaded = adapter(base)
-    summary = train(loaded, data_set, data_set.select(range(3)), replace(SHARED, resume=True), out, IDENTITY)
+    loaded, judge = adapter(base), Judge()
+    summary = train(loaded, data_set, data_set.select(range(3)), replace(SHARED, resume=True), out, IDENTITY, judge)
     result = {"rank": processes.rank(), "steps": summary.steps, "written": written, "tokens": summary.tokens,
+              "asked": judge.asked, "kept": [summary.kept_step, summary.why],
               "losses": {e["step"]: e["loss"] for e in summary.history if "loss" in e},
               "validation": [summary.validation_before, summary.validation_after],
               "slots": summary.validation_by_slot,
@@ -117,7 +130,9 @@ def test_two_processes_train_what_one_does(lively_base, corpus, tmp_path):
 
     alone = adapter(lively_base)
     options = replace(SHARED, gradient_accumulation=2, save_every=0)
-    summary = train(alone, corpus, corpus.select(range(3)), options, tmp_path / "one", IDENTITY)
+    summary = train(alone, corpus, corpus.select(range(3)), options, tmp_path / "one", IDENTITY, Judge())
+    assert (first["asked"], second["asked"]) == ([4, 5], [])  # the first process hears it, all keep the best
+    assert first["kept"] == second["kept"] and summary.kept_step == first["kept"][0] == 4
     expected = {str(e["step"]): e["loss"] for e in summary.history if "loss" in e}
     assert first["losses"] == pytest.approx(expected, abs=1e-3) and len(expected) == 5  # rounded to 4 places in the log
     assert first["validation"] == pytest.approx([summary.validation_before, summary.validation_after], abs=2e-3)
