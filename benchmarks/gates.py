@@ -29,6 +29,7 @@ from orpheus.config import CorpusOptions, SftOptions, filled
 from orpheus.data.corpus import Corpus, prepare
 from orpheus.data.usual import SILENCE_DB
 from orpheus.format.prompt import Renderer
+from orpheus.format.tokens import FRAME_SLOTS
 from orpheus.tools.train import adapt, encode, load_model, provenance, settle
 from orpheus.training.choosing import PREFIX, losses
 
@@ -75,7 +76,7 @@ def cut(corpus: Corpus, renderer: Renderer) -> tuple[Any, Any]:
 
     def shorter(row: dict[str, Any]) -> dict[str, Any]:
         start = row["input_ids"].index(renderer.layout.start_of_speech) + 1
-        end = start + 7 * int(CUT * (row["length"] - start) / 7)
+        end = start + FRAME_SLOTS * int(CUT * (row["length"] - start) / FRAME_SLOTS)
         return {"input_ids": row["input_ids"][:end], "labels": row["labels"][:end], "length": end}
 
     return corpus.train.map(shorter), corpus.validation.map(shorter)

@@ -88,12 +88,10 @@ class OrpheusInference:
 
     def _begin(self, opened: Opened, codec: SnacCodec) -> None:
         made, self.codec = opened.made, codec
-        if made and made.codec_identity and made.codec_identity != self.codec.identity:
+        if made and made.codec_identity and made.codec_identity != codec.identity:
             what = "adapter" if opened.about.get("adapter") else "model"
-            raise UserError(
-                f"the {what} was trained with another codec ({made.codec}, "
-                f"{made.codec_identity}) than '{self.codec.name}' ({self.codec.identity}): its codes would be noise"
-            )
+            raise UserError(f"the {what} was trained with another codec ({made.codec}, {made.codec_identity}) than "
+                            f"'{codec.name}' ({codec.identity}): its codes would be noise")  # fmt: skip
         self.engine: Engine = opened.engine
         self.renderer = Renderer(opened.tokenizer, self.engine.layout)
         self.usual = SpeechStatistics.of(made.speech_statistics if made else None)
