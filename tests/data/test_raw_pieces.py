@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from orpheus.data.raw.cutting import MOST_PEAK, PAD_S, levelled, padded
-from orpheus.data.raw.listening import Heard, by_span
+from orpheus.data.raw.listening import Heard
 from orpheus.data.raw.pieces import cut
+from orpheus.data.raw.placing import by_span
 from orpheus.hearing.whisper import Word
 
 RATE = 24000

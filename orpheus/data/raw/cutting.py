@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
-from orpheus.data.raw.listening import Heard, Span
+from orpheus.data.raw.listening import Heard
+from orpheus.data.raw.placing import Span
 from orpheus.errors import MissingPackage
 
 PAD_S = 0.15  # of the room before and after the speech

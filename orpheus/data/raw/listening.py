@@ -10,18 +10,15 @@ recording is cut hears nothing twice.
 from __future__ import annotations
 
 import json
-import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ, atomic_path
-from orpheus.format.pieces import spoken_length
+from orpheus.data.raw.placing import Span, by_span
 from orpheus.hearing.pauses import STEP, levels_db, noise_db, speech_spans
 from orpheus.hearing.whisper import DESCRIBED, Word
 
@@ -33,15 +30,7 @@ WORD_S = 0.3  # ... if the words, that long each, leave room for it: their times
 LOUD_DB = 15.0  # above the noise: what lies between the spans and is a sound
 BELOW_SPEECH_DB = 30.0  # and no further below the speech
 TAIL_S = 0.3  # a shorter span without a word, close to one with a word, is that word's last sound
-REACH_S = 2.5  # a word is never shifted by more
-FASTEST_S, SLOWEST_S = 0.04, 0.12  # of a letter, on average
-EMPTY, EMPTY_PER_S = 0.3, 0.3  # prices in seconds that a word is shifted by: a span without words ...
-FAST, FAST_FROM = 2.0, 1.25  # ... each second that its words lack, if they usually last longer than 1.25 times as long
-SLOW, SLOW_FROM = 0.5, 0.5  # ... each second that they leave empty, if they usually last less than half as long
-UNSTOPPED, PAUSE_S = 0.5, 0.4  # a pause of more than 0.4 s after a word without a stop or a comma
 VERSION = 1  # of what is kept
-
-Span = tuple[int, int]
 
 
 class Ear(Protocol):
@@ -109,63 +98,6 @@ def listen(samples: np.ndarray, file: Path, key: str, ear: Ear, going: Callable[
     return _heard(head, words, sounds)
 
 
-def by_span(words: Sequence[Word], spans: Sequence[Span]) -> list[list[int]]:
-    """For each span the numbers of the words in it, in order, every word in one.
-
-    Whisper's times are off by a second at pauses, so the whole is looked at (dynamic programming): a word costs what it
-    has to be shifted by to lie in its span, and a span costs what is too much or too little for its letters.
-    """
-    if not spans or not words:
-        return [[] for _ in spans]
-    rate_s = _seconds_per_letter(words, spans)
-    letters = [0, *accumulate(max(1, spoken_length(word.text)) for word in words)]
-    reached: dict[int, float] = {0: 0.0}  # how many words the spans so far have, and the least price of it
-    steps: list[dict[int, int]] = []
-    for number, (start, end) in enumerate(spans):
-        start_s, end_s = start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ
-        last = number + 1 == len(spans)
-        pause = number and start_s - spans[number - 1][1] / SAMPLE_RATE_HZ > PAUSE_S
-        least = len(words) if last else _first_after(words, spans[number + 1][0] / SAMPLE_RATE_HZ - REACH_S)
-        after: dict[int, float] = {}
-        step: dict[int, int] = {}
-        for first, before in reached.items():
-            price = before + (UNSTOPPED if pause and first and words[first - 1].text[-1:].isalnum() else 0.0)
-            for stop in range(first, len(words) + 1):
-                if stop > first:
-                    word = words[stop - 1]
-                    if stop > least and word.start_s > end_s + REACH_S:
-                        break
-                    price += max(0.0, start_s - word.start_s, word.end_s - end_s)
-                whole = price + _misfit(end_s - start_s, rate_s * (letters[stop] - letters[first]))
-                if stop >= least and whole < after.get(stop, math.inf):
-                    after[stop], step[stop] = whole, first
-        reached = after
-        steps.append(step)
-    found: list[list[int]] = []
-    stop = len(words)
-    for step in reversed(steps):
-        found.append(list(range(step[stop], stop)))
-        stop = step[stop]
-    return found[::-1]
-
-
-def _first_after(words: Sequence[Word], at_s: float) -> int:
-    """How many words begin before a time: they can't be in a span that begins much later."""
-    return bisect_left(words, at_s, key=lambda word: word.start_s)
-
-
-def _seconds_per_letter(words: Sequence[Word], spans: Sequence[Span]) -> float:
-    seconds = sum(end - start for start, end in spans) / SAMPLE_RATE_HZ
-    return min(SLOWEST_S, max(FASTEST_S, seconds / sum(max(1, spoken_length(word.text)) for word in words)))
-
-
-def _misfit(lasts_s: float, expected_s: float) -> float:
-    """The price of words that would usually last `expected_s` in a span: slow speech is likelier than fast."""
-    if not expected_s:
-        return EMPTY + EMPTY_PER_S * lasts_s
-    return FAST * max(0.0, expected_s - FAST_FROM * lasts_s) + SLOW * max(0.0, SLOW_FROM * lasts_s - expected_s)
-
-
 def _heard(head: dict[str, Any], words: dict[int, list[Word]], sounds: list[Sound]) -> Heard:
     spans = [(int(a), int(b)) for a, b in head["spans"]]
     in_order = [word for number in sorted(words) for word in words[number]]
@@ -178,7 +110,7 @@ def _kept(file: Path, key: str) -> tuple[dict[str, Any] | None, dict[int, list[W
     head, sounds = None, None
     for row in _rows(file):
         if "key" in row:
-            head = row if row["key"] == f"{key}" else None
+            head = row if row["key"] == key else None
         elif head is not None and "stretch" in row:
             words[row["stretch"]] = [Word(*word) for word in row["words"]]
         elif head is not None and "sounds" in row:

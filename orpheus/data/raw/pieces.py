@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
-from orpheus.data.raw.listening import TAIL_S, Heard, by_span
+from orpheus.data.raw.listening import TAIL_S, Heard
+from orpheus.data.raw.placing import by_span
 
 LEAST_PAUSE_S = 0.2  # to cut where no sentence ends
 BRIDGED_S = 0.8  # longest pause inside a piece between two sentences

@@ -75,7 +75,7 @@ def workers(options: RawOptions, count: int) -> int:
 
 def hear_all(works: Sequence[Work], state: State, ear: Ear, options: RawOptions) -> None:
     """Fill in what is heard in each recording, or what is wrong with it. What was heard before is recalled."""
-    with _bar("hearing", "s of speech") as bar:
+    with Bar("hearing", "s of speech") as bar:
 
         def hear(work: Work, going: Callable[[], bool]) -> None:
             work.key = content_key(work.recording.path)
@@ -103,7 +103,7 @@ def read(recording: Input) -> np.ndarray:
 def cut_all(works: Sequence[Work], state: State, options: RawOptions) -> None:
     """Write the clips of all rows that are kept, those alone that are not there as they should be."""
     every = [row for work in works for row in work.rows if row.kept]
-    with _bar("cutting", "clips", len(every)) as bar:
+    with Bar("cutting", "clips", len(every)) as bar:
 
         def cut(work: Work, going: Callable[[], bool]) -> None:
             signed = {row.clip: _signature(row, work, options) for row in work.rows if row.kept}
@@ -171,7 +171,7 @@ def _each(items: Iterable[Item], step: Callable[[Item, Callable[[], bool]], None
             pool.shutdown(cancel_futures=True)
 
 
-class _bar:
+class Bar:
     """How far it is, on stderr: a bar on a terminal, a line now and then elsewhere. Threads may add at once."""
 
     def __init__(self, what: str, unit: str, total: float = 0.0) -> None:
@@ -186,7 +186,7 @@ class _bar:
         self._bar = tqdm(total=total, desc=what, unit=unit, bar_format=form, **({} if sys.stderr.isatty() else lines))
         self._lock = threading.Lock()
 
-    def __enter__(self) -> _bar:
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
