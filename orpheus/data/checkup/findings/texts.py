@@ -14,7 +14,7 @@ from orpheus.hearing.metrics import word_errors, words
 WRONG = 0.8  # wrong words for each word
 ALIKE, MOSTLY_ALIKE = 0.55, 0.75  # letters in common; the second where the pace is unusual too
 DEAF = 0.6  # the median of the word error rates, from which on the recogniser understands nothing
-UNUSUAL, FAR_PACE_S = 1.35, 0.5  # times the usual seconds or a part of it, and at least so much time
+UNUSUAL, FAR_PACE_S = 1.35, 0.75  # times the usual seconds or a part of it, and at least so much time
 FEW_LETTERS = 15  # of shorter texts a recogniser gets half wrong
 SLOW, QUICK = 1.9, 0.55
 LONG_PART, PART_LETTERS = 3, 9  # words, letters of a part that is only in the text or only in the sound
