@@ -25,7 +25,7 @@ LONG_S, SHORT_S = 15.0, 1.0  # clips over 15 s end less surely; under 1 s they t
 MANY = 0.1  # share of such clips that is worth a word
 ABRUPT_DB = -15.0  # of the first or last 30 ms, on the average
 SAMPLE = 8  # clips that the codec is tried with
-TOY_DB, TOY_ERRORS = 6.0, 0.5  # what a codec loses when words are lost: spectral distance, more wrong words
+TOY_DB, TOY_ERRORS = 6.0, 0.25  # what a codec loses when words are lost: spectral distance, more wrong words
 T4_SECONDS = (
     1105 / 10800
 )  # for a second of recordings and epoch: 18 min 25 s for 3 h, 4 bit, as Unsloth's notebook says
@@ -139,8 +139,8 @@ def codec_loss(up: CheckUp, codec: SnacCodec, name: str, recogniser: Recogniser 
         text += f"; the recogniser gets {np.mean(np.minimum(after, 1)):.0%} of the words wrong after it, before it " \
                 f"{np.mean(np.minimum(before, 1)):.0%}"  # fmt: skip
     if lost > TOY_ERRORS or distance > TOY_DB:
-        return Fact("note", "codec", f"{text}. It makes this speech unintelligible, and no training wins that back: "
-                    "with recordings of people this preset is a toy")  # fmt: skip
+        return Fact("note", "codec", f"{text}. Much of this speech is unintelligible after it, and no training wins "
+                    "that back: with recordings of people this preset is a toy")  # fmt: skip
     return Fact("ok", "codec", text)
 
 
