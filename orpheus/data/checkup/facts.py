@@ -29,7 +29,7 @@ TOY_DB, TOY_ERRORS = 6.0, 0.25  # what a codec loses when words are lost: spectr
 T4_SECONDS = (
     1105 / 10800
 )  # for a second of recordings and epoch: 18 min 25 s for 3 h, 4 bit, as Unsloth's notebook says
-CPU_SECONDS = 0.11  # the same for the embedded base, two cores (docs/measured.md)
+CPU_SECONDS = 0.11  # the same for the embedded base, two cores: most of the 3 min 15 s of `make demo`, 6.3 min x 4
 CPU_GIB, T4_GB = 3.5, 16
 
 
