@@ -15,15 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from orpheus.codec.snac import SnacCodec
-from orpheus.config import (
-    Decoding,
-    DraftName,
-    EngineName,
-    ReadingOptions,
-    SamplingOptions,
-    VoiceOptions,
-    as_dict,
-)
+from orpheus.config import Decoding, DraftName, EngineName, ReadingOptions, SamplingOptions, VoiceOptions, as_dict
 from orpheus.data.usual import SpeechStatistics
 from orpheus.engines.base import Engine
 from orpheus.engines.choose import Opened, Wish, is_gguf, look_up, open_voice
@@ -251,23 +243,22 @@ class OrpheusInference:
         _, rest = split_voice(normalise(text), self.voices)  # with the ends of its paragraphs
         limit = min(reading.piece_chars, self.usual.longest_text or reading.piece_chars)
 
-        room = self.engine.context_length - sampling.max_new_tokens
         pieces = [clean] if whole else split(rest, limit)
-        if shown:
-            prompts = [self.renderer.prompt(piece, chosen) for piece in pieces]
-            warn_of_left_out(max(after(self.renderer, shown, p, chosen, room)[1] for p in prompts), shown)
+        longest = self.renderer.prompt(max(pieces, key=len), chosen)
+        warn_of_left_out(after(self.renderer, self.engine, shown, longest, chosen, sampling)[1], shown)
 
         def speak(piece: str, seed: int, before: Before | None, closed: Closed) -> Spoken:
             if before:
                 prompt = self.renderer.continued(before.text, before.codes, piece, chosen)
             else:
                 prompt = self.renderer.prompt(piece, chosen)
-            prompt, _ = after(self.renderer, shown, prompt, chosen, room)
+            prompt, _ = after(self.renderer, self.engine, shown, prompt, chosen, sampling)
             row = self._utterance(0, piece, chosen, seed, reading.guard, prompt)
             return self._stream([row], sampling, closed)
 
         def fits(piece: str, before: Before) -> bool:
-            return len(self.renderer.continued(before.text, before.codes, piece, chosen)) <= room
+            length = len(self.renderer.continued(before.text, before.codes, piece, chosen)) + sampling.max_new_tokens
+            return length <= self.engine.context_length
 
         drawn = sampling.seed is None
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
@@ -324,10 +315,11 @@ class OrpheusInference:
             raise UserError("there is nothing to speak: give at least one text")
         seed = secrets.randbelow(2**31) if sampling.seed is None else sampling.seed
         shown = read_references(references, self.codec)
-        rows, left_out, room = [], 0, self.engine.context_length - sampling.max_new_tokens
+        rows, left_out = [], 0
         for i, text in enumerate(texts):
             chosen, rest = self._voice_of(text, voice, shown)
-            prompt, without = after(self.renderer, shown, self.renderer.prompt(rest, chosen), chosen, room)
+            prompt = self.renderer.prompt(rest, chosen)
+            prompt, without = after(self.renderer, self.engine, shown, prompt, chosen, sampling)
             rows.append(self._utterance(i, rest, chosen, seed + i, guard, prompt, described(shown[without:])))
             left_out = max(left_out, without)
         warn_of_left_out(left_out, shown)

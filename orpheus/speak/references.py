@@ -15,7 +15,8 @@ import numpy as np
 
 from orpheus.audio import recordings
 from orpheus.codec.snac import SnacCodec
-from orpheus.config import CorpusOptions
+from orpheus.config import CorpusOptions, SamplingOptions
+from orpheus.engines.base import Engine
 from orpheus.errors import UserError
 from orpheus.format.prompt import Renderer, check_text
 from orpheus.format.tokens import Codes
@@ -63,12 +64,15 @@ def _samples(name: str, recording: Any) -> np.ndarray:
     return samples
 
 
-def after(renderer: Renderer, shown: Sequence[Shown], prompt: list[int], voice: str | None,
-          room: int) -> tuple[list[int], int]:  # fmt: skip
-    """The prompt with as many of the last references before it as fit into `room` ids; and how many were left out.
+def after(renderer: Renderer, engine: Engine, shown: Sequence[Shown], prompt: list[int], voice: str | None,
+          sampling: SamplingOptions) -> tuple[list[int], int]:  # fmt: skip
+    """The prompt with as many of the last references before it as the context holds; and how many were left out.
 
     Never the prompt is cut. UserError: a reference is too long even alone.
     """
+    if not shown:
+        return prompt, 0
+    room = engine.context_length - sampling.max_new_tokens
     lengths = [len(renderer.example(one.text, one.codes, voice).input_ids) for one in shown]
     for one, length in zip(shown, lengths, strict=True):
         if length + len(prompt) > room:

@@ -15,12 +15,12 @@ import soundfile
 
 from orpheus.config import SamplingOptions, VoiceOptions
 from orpheus.data.seen import seen
-from orpheus.errors import UserError
+from orpheus.errors import MissingPackage, UserError
 from orpheus.evaluate import evaluate as module
 from orpheus.evaluate.clips import Recording, held_out
 from orpheus.evaluate.compare import Comparison, short_names
 from orpheus.evaluate.evaluate import EvaluateOptions, default_corpus, domain_texts, main
-from orpheus.evaluate.listen import Ears
+from orpheus.evaluate.listen import Ears, find_ears
 from orpheus.evaluate.measure import evaluate
 from orpheus.evaluate.page import sentences
 from orpheus.evaluate.report import COPIED, HEARD, KINDS, MIDDLE, SPOKEN, key
@@ -145,6 +145,16 @@ def test_a_recording_is_never_compared_with_itself(spoken, clips):
     assert spoken_likeness == [pytest.approx(0.5**0.5), pytest.approx(0.5**0.5), None]  # the third gave no audio
     alone = evaluate(spoken, clips[:1], ears, sampling=LIMITED)
     assert alone.missing["speaker_similarity"] == "no voice has two recordings"
+
+
+def test_what_is_not_installed_is_left_out_and_named(monkeypatch):
+    def absent():
+        raise MissingPackage("Resemblyzer", "comparing speakers", "pip install --no-deps Resemblyzer")
+
+    monkeypatch.setattr("orpheus.hearing.speakers._encoder", absent)
+    monkeypatch.setattr("orpheus.hearing.quality.dnsmos", lambda samples: 3.0)
+    ears = find_ears(Parrot(), None, None)
+    assert ears.embed is None and ears.dnsmos and "pip install --no-deps Resemblyzer" in ears.why["speaker"]
 
 
 def test_rate_and_end_leave_silence_out(spoken, clips):
