@@ -39,6 +39,11 @@ def measured(clip: Spoken, **more) -> Measured:
     return Measured(row, clip.name, clip.text, None, measure(row, 0.3, 24.0)[0], **more)
 
 
+def as_long(text: str, voice: Voice) -> Measured:
+    """The clip whose pace fits the text best."""
+    return min(voice.clips, key=lambda clip: abs(len(clip.text) - len(text)))
+
+
 @pytest.fixture(scope="module")
 def spoken() -> list[Spoken]:
     rows = open_source(CorpusOptions(dataset="embedded:corpus", limit=COUNT)).records()
@@ -87,6 +92,33 @@ def test_what_is_heard_is_compared_with_the_text(spoken, voice):
     assert "is not in the text" in texts.transcript(more, heard)
     babble = Voice(None, [replace(c, heard="so la ti") for c in voice.clips], "en")
     assert texts.deaf(babble) and texts.transcript(babble.clips[0], babble) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("The train to Paris leaves at nine thirty.", "The train to Paris leaves at 9.30."),  # a time, written so
+        ("Version nine point three zero is late.", "Version 9.30 is late."),
+        (
+            "Can you tell Anna, <laughs> that it is cold?",
+            "Can you tell Anna? Ha ha ha ha ha ha ha ha ha ha ha ha ha ha",
+        ),
+        ("What a lovely movie, <laughs> thank you Robert.", "What a lovely movie."),  # deaf after the laugh
+        ("<laughs> Hello everyone, my name is Elise.", "Ha ha ha ha, hello everyone, my name is Elise."),
+    ],
+)
+def test_what_whisper_makes_of_laughs_and_times_is_no_fault(text, heard, voice):
+    understood = [replace(clip, heard=clip.text) for clip in voice.clips]
+    clip = replace(as_long(text, voice), text=text, heard=heard)
+    assert texts.transcript(clip, Voice(None, [*understood, clip], "en")) is None
+
+
+def test_words_that_lack_far_from_a_tag_are_a_fault(voice):
+    understood = [replace(clip, heard=clip.text) for clip in voice.clips]
+    text, heard = "<laughs> We will meet Peter in Moscow on the next Tuesday morning.", "We will meet Peter in Moscow."
+    clip = replace(as_long(text, voice), text=text, heard=heard)
+    found = texts.transcript(clip, Voice(None, [*understood, clip], "en"))
+    assert found and "“on the next tuesday morning” is not in the sound" in found
 
 
 def test_a_text_of_another_length(voice):

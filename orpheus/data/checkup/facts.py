@@ -120,8 +120,7 @@ def _training(total_s: float, longest_s: float, preset: Preset) -> Fact:
 def codec_loss(up: CheckUp, codec: SnacCodec, name: str, recogniser: Recogniser | None) -> Fact:
     """What no training wins back: the spectral distance of decoded clips, and the words that are lost in them."""
     bad = {id(named.clip) for finding in up.faults() for named in finding.clips}
-    good = [clip for clip in up.fit if id(clip) not in bad] or up.fit
-    tried = sorted(good, key=lambda clip: clip.key)[:SAMPLE]
+    tried = sorted(up.fit, key=lambda clip: (id(clip) in bad, clip.key))[:SAMPLE]  # the good ones first
     distances, before, after = [], [], []
     for clip in tried:
         samples = clip.record.samples()
