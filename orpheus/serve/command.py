@@ -24,7 +24,7 @@ from orpheus.config import ReadingOptions, SamplingOptions, VoiceOptions, check_
 from orpheus.engines.torch.shared import share
 from orpheus.errors import MissingPackage, UserError
 from orpheus.serve.answers import Desk
-from orpheus.serve.connections import BACKLOG, connection_class, most_connections
+from orpheus.serve.connections import BACKLOG, BATCH, connection_class, lengthen_queue, most_connections
 from orpheus.serve.gate import is_address
 from orpheus.serve.options import LOCAL_HOSTS, ServerOptions, read_keys
 
@@ -139,7 +139,7 @@ async def serve(app: Any, listener: socket.socket, shutdown_s: float) -> bool:
 
     desk: Desk = app.state.desk
     most = most_connections(desk.admission.slots + desk.admission.places)
-    config = uvicorn.Config(app, http=connection_class(desk.counts, most), backlog=BACKLOG,
+    config = uvicorn.Config(app, http=connection_class(desk.counts, most), backlog=BATCH,
                             ws="none", loop="asyncio", lifespan="off", log_config=None,
                             access_log=False, server_header=False, proxy_headers=False,
                             timeout_graceful_shutdown=LAST_BYTES_S)  # fmt: skip
@@ -157,6 +157,7 @@ async def serve(app: Any, listener: socket.socket, shutdown_s: float) -> bool:
     # uvicorn would stop to listen at once, and end with the signal; this one says 503 while it finishes, and ends well.
     setattr(server, "handle_exit", stop)  # noqa: B010
     serving = asyncio.create_task(server.serve([listener]))
+    queue = asyncio.create_task(lengthen_queue(server, listener))
     waiting = asyncio.create_task(asked.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if desk.busy:
@@ -171,4 +172,5 @@ async def serve(app: Any, listener: socket.socket, shutdown_s: float) -> bool:
     server.should_exit = True
     await serving
     waiting.cancel()
+    queue.cancel()
     return not cut

@@ -6,7 +6,9 @@ in the log; its keep-alive timeout begins after a first answer, and a single byt
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 from typing import Any
 
 from orpheus.serve.counts import Counts
@@ -15,7 +17,8 @@ log = logging.getLogger(__name__)
 
 HEAD_S = 10.0  # from a connection, or the end of an answer, to a whole head of a request
 STALL_S = 60.0  # how long the buffer of a connection may stay full: 48 KB must leave it in that time
-BACKLOG = 64  # connections that may wait to be accepted; so many are accepted in one go
+BACKLOG = 64  # connections that may wait to be accepted
+BATCH = 16  # so many are accepted in one go: those that make room for them are closed a few turns of the loop later
 OWN_FILES = 64  # descriptors for everything that is no connection
 MOST = 512  # connections beyond those that are spoken to or wait
 SAID_EVERY_S = 60.0
@@ -30,6 +33,13 @@ def most_connections(places: int) -> int:
         return places + MOST
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return places + MOST if soft < 0 else max(8, min(places + MOST, soft - BACKLOG - OWN_FILES))
+
+
+async def lengthen_queue(server: Any, listener: socket.socket) -> None:
+    """Let BACKLOG connections wait once the server listens: asyncio takes one number for the queue and for a batch."""
+    while not server.started:
+        await asyncio.sleep(0.01)
+    listener.listen(BACKLOG)
 
 
 def connection_class(counts: Counts, most: int) -> Any:

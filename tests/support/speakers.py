@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from orpheus.format.prompt import check_text
-from orpheus.serve.connections import connection_class
+from orpheus.serve.command import bind
+from orpheus.serve.connections import BACKLOG, BATCH, connection_class
 from orpheus.speak.utterance import NoSpeech
 
 FRAME = 2048
@@ -106,14 +107,16 @@ def running(app: Any, most: int = 600) -> Iterator[str]:
     """Serve the app on a free port of this machine until the block ends; its address."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1,
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, backlog=BATCH,
                                            http=connection_class(app.state.desk.counts, most),
                                            lifespan="off"))  # fmt: skip
-    thread = threading.Thread(target=server.run, daemon=True)
+    listener = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     until(lambda: server.started)
+    listener.listen(BACKLOG)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(10)
