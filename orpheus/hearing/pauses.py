@@ -44,10 +44,10 @@ def speech_spans(samples: np.ndarray) -> list[tuple[int, int]]:
     return _widened(found, levels_db(samples), len(samples))
 
 
-def levels_db(samples: np.ndarray) -> np.ndarray:
-    """The level of each 10 ms, float64 [n // STEP], in dB of full scale (RMS)."""
-    rows = samples[: len(samples) // STEP * STEP].reshape(-1, STEP)
-    return 10 * np.log10(np.maximum(np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / STEP, 1e-12))
+def levels_db(samples: np.ndarray, step: int = STEP) -> np.ndarray:
+    """The level of each 10 ms, or `step` samples, float64 [n // step], in dB of full scale (RMS), -120 at least."""
+    rows = samples[: len(samples) // step * step].reshape(-1, step)
+    return 10 * np.log10(np.maximum(np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / step, 1e-12))
 
 
 def noise_db(levels: np.ndarray, spans: list[tuple[int, int]]) -> float:

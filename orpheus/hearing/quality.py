@@ -10,6 +10,7 @@ import numpy as np
 
 from orpheus.audio.recordings import LEVEL_BLOCK, SAMPLE_RATE_HZ
 from orpheus.errors import MissingPackage
+from orpheus.hearing.pauses import levels_db
 
 RATE_HZ = 16000
 CLEANEST_DB = 90.0  # 16 bits hold no more; pauses of digital zeros have no noise at all
@@ -27,7 +28,7 @@ def snr_db(samples: np.ndarray) -> float:
 
 def speech_db(samples: np.ndarray) -> float:
     """The level of the speech in samples [n], in dB of full scale, pauses left out; NaN under 20 ms."""
-    levels = levels_db(samples)
+    levels = levels_db(samples, LEVEL_BLOCK)
     if not len(levels):
         return float("nan")
     loud = levels[levels > levels.max() - SPEECH_DB]
@@ -74,12 +75,6 @@ def _bands(samples: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     for low, high in pairwise(edges):
         if high > low and len(power):
             yield power[:, low:high].sum(axis=1), int(high - low)
-
-
-def levels_db(samples: np.ndarray) -> np.ndarray:
-    """The level of each 20 ms of samples [n], in dB of full scale: float64 [n // LEVEL_BLOCK], -120 at least."""
-    blocks = np.asarray(samples[: len(samples) // LEVEL_BLOCK * LEVEL_BLOCK], np.float64).reshape(-1, LEVEL_BLOCK)
-    return 10 * np.log10((blocks**2).mean(axis=1) + 1e-12)
 
 
 def dnsmos(samples: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from orpheus.audio.recordings import LEVEL_BLOCK, SAMPLE_RATE_HZ
-from orpheus.hearing.quality import levels_db
+from orpheus.hearing.pauses import levels_db
 
 BLOCK_S = LEVEL_BLOCK / SAMPLE_RATE_HZ
 DIGITAL_DB = -95.0  # a level below it holds no noise of any converter
@@ -41,7 +41,7 @@ TONE_NEAR_HZ = 45.0  # what a tone stands out from
 
 def spans(samples: np.ndarray) -> tuple[float, float, float]:
     """Seconds without speech: before the first, after the last, and the longest inside. By the clip's own noise."""
-    levels = levels_db(samples)
+    levels = levels_db(samples, LEVEL_BLOCK)
     if len(levels) < LONGEST_CLICK:
         return 0.0, 0.0, 0.0
     edge = LONGEST_CLICK // 2
