@@ -1,16 +1,15 @@
-"""What is usual in the tiny base's voices, and their tags, into tiny_orpheus/orpheus.json (`orpheus.data.usual`).
+"""Write tiny_orpheus/orpheus.json: voices, token ids, and what is usual in speech and tags (`orpheus.data.usual`).
 
     python data/make/learn_statistics.py
 
-A training does this by itself. The base's own 40 hours of clips are not kept, so it is learnt from the test clips of
-its voices, which were made by the same grammar and synthesiser.
+A training learns that by itself. The base learns from texts alone, so here it is learnt from the test clips of its
+voices, which were made by the same grammar and synthesiser.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -21,7 +20,11 @@ from orpheus.data.clips import read_recording
 from orpheus.data.sources import open_source
 from orpheus.data.usual import Heard, learn
 from orpheus.format.prompt import find_tags
-from orpheus.model.provenance import Provenance
+from orpheus.format.tokens import TokenLayout
+from orpheus.model.base import load_tokenizer
+from orpheus.model.provenance import Provenance, versions
+
+VOICES = ("dan", "leo", "tara")
 
 
 def heard(dataset: str, codec: SnacCodec, voices: tuple[str, ...] = ()) -> list[Heard]:
@@ -39,11 +42,12 @@ def heard(dataset: str, codec: SnacCodec, voices: tuple[str, ...] = ()) -> list[
 def main() -> None:
     tiny = PRESETS["tiny"]
     folder = Path(embedded_path(tiny.base))
-    made = Provenance.load(folder)
-    assert made is not None
-    clips = heard("embedded:test_corpus", SnacCodec.load(tiny.codec), made.base_voices)
+    clips = heard("embedded:test_corpus", SnacCodec.load(tiny.codec), VOICES)
     usual, tags = learn(clips), Counter(tag for clip in clips for tag in find_tags(clip.text))
-    replace(made, speech_statistics=usual.as_dict(), tags=dict(sorted(tags.items()))).save(folder)
+    layout = TokenLayout.from_tokenizer(load_tokenizer(str(folder)))
+    made = Provenance(base=tiny.base, codec=tiny.codec, layout=layout, base_voices=VOICES, versions=versions(),
+                      speech_statistics=usual.as_dict(), tags=dict(sorted(tags.items())))  # fmt: skip
+    made.save(folder)
     print(usual, tags)
 
 

@@ -89,28 +89,55 @@ class LogMel(nn.Module):
         return magnitude, (self.filters @ magnitude).clamp(min=self.floor).log10()
 
 
+class Picture(nn.Module):
+    """What both halves of the codec learn to know before they learn the rest: of each 128 samples of [B, N] audio the
+    log mels and, as pulses are seen by it, the log power of each 32 samples: [B, WIDTH, N / 128]."""
+
+    HOP, MELS, SHORT = 128, 40, 32
+    WIDTH = MELS + HOP // SHORT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mels = LogMel(2 * self.HOP, self.HOP, self.MELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mels = self.mels(x)[1][..., :-1]
+        power = nn.functional.avg_pool1d(x[:, None].square(), self.SHORT)[:, 0].add(1e-7).log10()
+        return torch.cat([mels, 0.5 * power.unflatten(-1, (-1, self.HOP // self.SHORT)).transpose(1, 2)], 1)
+
+
+class Ear(nn.Module):
+    """The encoder without its first three blocks: hears pictures, at a thirtieth of the price. `feed` makes of one
+    what the third block has to make of the samples."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.feed = nn.Conv1d(Picture.WIDTH, CONFIG["encoder_dim"] * 8, 1)
+        self.rest = encoder.block[4:]
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.rest(self.feed(picture))
+
+
 class Sketch(nn.Module):
-    """Names the log mels of each 256 samples from what the decoder knows after its first block. Thrown away afterwards:
-    it is there because the decoder learns to draw a voice long before it learns which sound to give it."""
+    """The decoder without all but its first block: draws pictures, at a thirtieth of the price. In the training of the
+    whole, it keeps that block to it: a decoder learns to draw a voice long before it learns which sound to give it."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        blocks = [part for part in decoder.model if type(part).__name__ == "DecoderBlock"]
-        blocks[0].register_forward_hook(self._keep)
-        self.steps = CONFIG["decoder_rates"][0]
-        self.mels = LogMel(256, 128, 40)
-        self.head = nn.Conv1d(CONFIG["decoder_dim"] // 2, 40 * HOP // self.steps // 128, 1)
+        blocks = [type(part).__name__ for part in decoder.model]
+        self.first = decoder.model[: blocks.index("DecoderBlock") + 1]
+        self.first[-1].register_forward_hook(self._keep)
+        self.each = HOP // CONFIG["decoder_rates"][0] // Picture.HOP
+        self.head = nn.Conv1d(CONFIG["decoder_dim"] // 2, Picture.WIDTH * self.each, 1)
 
     def _keep(self, block: nn.Module, inputs: object, output: Tensor) -> None:
         self.known = output
 
-    def error(self, x: Tensor) -> Tensor:
-        """Mean absolute error for [B, N] audio, the ends left out."""
-        named = self.head(self.known)
-        with torch.no_grad():
-            wanted = self.mels(x)[1][..., :-1]
-        wanted = wanted.unflatten(-1, (named.shape[-1], -1)).transpose(2, 3).flatten(1, 2)
-        return (named - wanted)[..., 2 * self.steps : -2 * self.steps].abs().mean()
+    def error(self, wanted: Tensor) -> Tensor:
+        """Mean absolute error of the picture that the last output of the first block tells, the ends left out."""
+        named = self.head(self.known).unflatten(1, (self.each, -1)).permute(0, 2, 3, 1).flatten(2)
+        return (named - wanted)[..., 8:-8].abs().mean()
 
 
 class SpectralLoss(nn.Module):

@@ -1,6 +1,6 @@
 """Make the embedded LoRA and test corpora, or the training audio of the tiny codec.
 
-    python make_corpus.py lora  --work work --out work/corpus       # 110 tagged clips of a new voice
+    python make_corpus.py lora  --work work --out work/corpus       # 100 tagged clips of a new voice
     python make_corpus.py test  --work work --out work/test_corpus  # 48 held-out clips, 4 voices
     python make_corpus.py codec --work work --hours 1 --out work/codec
 
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import grammar
 
+ROOM = 0.3  # RMS of a quiet room, in steps of the rounded samples: 53 dB below full scale with 8 bits
 DEFAULT_PROMPTS = [
     "Hey there my name is Elise, <giggles> and I'm a speech generation model that can sound like a person.",
     "<sighs> I missed you Anna, and I am so happy to see you today.",
@@ -136,9 +137,11 @@ def heldout_rows(per_voice: int, seed: int) -> list[tuple[str, str]]:
     return rows
 
 
-def round_to_bits(samples: np.ndarray, bits: int) -> np.ndarray:
-    """16-bit samples with the last 16 - `bits` bits zero: FLAC leaves those out, about 1.5 KB a second for each."""
+def recorded(samples: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+    """16-bit samples as if recorded in a quiet room, the last 16 - `bits` bits zero: FLAC leaves those out, about 1.5
+    KB a second for each. No recording has digital silence in its pauses."""
     step = 1 << (16 - bits)
+    samples = samples + np.rint(ROOM * step * rng.standard_normal(len(samples)))
     rounded = (samples.astype(np.int32) + step // 2) // step * step
     return np.minimum(rounded, 32768 - step).astype(np.int16)
 
@@ -150,14 +153,17 @@ def make_corpus(out: Path, rows: list[tuple[str, str]], bits: int) -> None:
 
     clips = out / "clips"
     clips.mkdir(parents=True, exist_ok=True)
+    for before in clips.glob("*.flac"):
+        before.unlink()
     seconds = 0.0
     with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file_name", "text", "source"])
         for number, (text, voice) in enumerate(rows, 1):
             audio, _ = speak(text, speech.VOICES[voice])
+            audio = recorded(audio, bits, np.random.default_rng(number))
             name = f"clips/{number:04d}.flac"
-            sf.write(out / name, round_to_bits(audio, bits), 24_000, subtype="PCM_16", compression_level=1.0)
+            sf.write(out / name, audio, 24_000, subtype="PCM_16", compression_level=1.0)
             table.writerow([name, text, voice])
             seconds += len(audio) / 24_000
     size = sum(path.stat().st_size for path in clips.iterdir())
@@ -171,8 +177,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of units.npz and codebooks.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, help="default: 3407, for test 4711, for codec 11")
-    parser.add_argument("--clips", type=int, help="clips of the LoRA corpus (default 110), or of each test voice (12)")
-    parser.add_argument("--bits", type=int, default=9, help="significant bits of a sample in these two")
+    parser.add_argument("--clips", type=int, help="clips of the LoRA corpus (default 100), or of each test voice (12)")
+    parser.add_argument("--bits", type=int, default=8, help="significant bits of a sample in these two")
     parser.add_argument("--hours", type=float, default=1.0, help="hours of the codec's set")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
@@ -183,7 +189,7 @@ def main() -> None:
         return
     prepare(args.work)
     if args.kind == "lora":
-        rows = [(text, "Elise") for text in lora_texts(args.clips or 110, args.seed)]
+        rows = [(text, "Elise") for text in lora_texts(args.clips or 100, args.seed)]
         make_corpus(args.out, rows, args.bits)
     else:
         rows = heldout_rows(args.clips or 12, args.seed)

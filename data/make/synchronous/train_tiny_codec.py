@@ -1,13 +1,15 @@
 """Train the tiny SNAC codec on the audio and codes that make_corpus.py writes. CPU or GPU, resumable.
 
-    python make_corpus.py codec --work work --hours 1 --out work/codec
-    python train_tiny_codec.py encoder --audio work/codec --work work --minutes 20
-    python train_tiny_codec.py decoder --audio work/codec --work work --minutes 60
-    python train_tiny_codec.py join --work work --out work/tiny_codec
+    python train_tiny_codec.py sketch  --audio work/codec --work work --minutes 5 --frames 24 --rate 2e-3
+    python train_tiny_codec.py decoder --audio work/codec --work work --minutes 60 --rate 2e-3
+    python train_tiny_codec.py ear     --audio work/codec --work work --minutes 7 --batch 6 --frames 24 --rate 3e-3
+    python train_tiny_codec.py encoder --audio work/codec --work work --minutes 30 --batch 3 --frames 24 --early 5
+    python train_tiny_codec.py join    --work work --out work/tiny_codec
 
-The codes are known beforehand (`codebooks`), so the two halves are trained by themselves, side by side if you like:
-`encoder` learns to hear the codes, `decoder` to speak them. Each saves its state in --work every few minutes and
-continues from it (the minutes are those of the whole stage). `join` writes the codec from the two states.
+The codes are known beforehand (`codebooks`), so encoder and decoder are trained each by itself, side by side if you
+like. `ear` and `sketch` teach a half of each what a spectrum is, at a thirtieth of the price; the whole begins there.
+Each stage saves its state in --work every few minutes and continues from it (the minutes are those of the whole
+stage).
 """
 
 from __future__ import annotations
@@ -128,76 +130,158 @@ def new_model(work: Path) -> Any:
     return model
 
 
-def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
-    """Codes from audio: each level's latents must point at their entry more than at any other."""
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    """Louder or softer, and rounded to 8 to 16 bits as the embedded corpora are: that must not change the codes."""
     import torch
-    import torch.nn.functional as F
-    from codebooks import SIZES
-    from codec_parts import latent_parts
 
-    model = new_model(args.work).to(args.device)
-    stage = Stage(args, {"encoder": model.encoder}, rate=3e-3)
-    entries = [
-        F.normalize(q.codebook.weight.detach()[:size, :-1])
-        for q, size in zip(model.quantizer.quantizers, SIZES, strict=True)
-    ]
-    edge = 2  # frames at both ends of a window whose sound around is cut off
-    while stage.done < 1:
-        x, codes = audio.windows(args.batch, args.frames)
-        x = torch.from_numpy(x).to(args.device)
-        # The embedded corpora are rounded to 9 bits: their noise must not change the codes.
-        bits = torch.randint(9, 17, (len(x), 1), device=args.device)
-        x = x * (1 + 0.1 * torch.randn(len(x), 1, device=args.device)) + (torch.rand_like(x) - 0.5) * 2.0 ** (1 - bits)
-        losses, right = [], []
-        for part, rows, targets, rate in zip(
-            latent_parts(model.encoder(x[:, None])), entries, codes, (1, 2, 4), strict=True
+    bits = torch.randint(8, 17, (len(x), 1), device=x.device)
+    return x * (1 + 0.1 * torch.randn(len(x), 1, device=x.device)) + (torch.rand_like(x) - 0.5) * 2.0 ** (1 - bits)
+
+
+class Hearing:
+    """The loss of latents: each level's must point at their entry more than at any other."""
+
+    def __init__(self, model: Any) -> None:
+        import torch.nn.functional as F
+        from codebooks import SIZES
+
+        self.entries = [
+            F.normalize(q.codebook.weight.detach()[:size, :-1])
+            for q, size in zip(model.quantizer.quantizers, SIZES, strict=True)
+        ]
+
+    def __call__(self, z: torch.Tensor, codes: list[np.ndarray]) -> tuple[torch.Tensor, list[float]]:
+        """Loss and the share of right codes in each level."""
+        import torch
+        import torch.nn.functional as F
+        from codec_parts import latent_parts
+
+        loss, right = z.new_zeros(()), []
+        edge = 2  # frames at both ends of a window whose sound around is cut off
+        for part, rows, targets, rate, weight in zip(
+            latent_parts(z), self.entries, codes, (1, 2, 4), (1.0, 1.0, 0.5), strict=True
         ):
             inner = slice(edge * rate, -edge * rate)
             likeness = (F.normalize(part, dim=1).transpose(1, 2)[:, inner] @ rows.t()).flatten(0, 1)
-            target = torch.from_numpy(targets).to(args.device)[:, inner].flatten()
-            losses.append(F.cross_entropy(SHARPNESS * likeness, target))
-            losses.append(1 - likeness.gather(1, target[:, None]).mean())
+            target = torch.from_numpy(targets).to(z.device)[:, inner].flatten()
+            loss = loss + weight * F.cross_entropy(SHARPNESS * likeness, target)
+            loss = loss + 2 * (1 - likeness.gather(1, target[:, None]).mean())
             right.append(float((likeness.argmax(1) == target).float().mean()))
-        loss = losses[0] + losses[2] + 0.5 * losses[4] + 2 * (losses[1] + losses[3] + losses[5])
+        return loss, right
+
+
+def train_ear(args: argparse.Namespace, audio: AudioSet) -> None:
+    """The encoder's last blocks, from pictures."""
+    import torch
+    from codec_parts import Ear, Picture
+
+    model = new_model(args.work).to(args.device)
+    ear, picture, hearing = Ear(model.encoder).to(args.device), Picture().to(args.device), Hearing(model)
+    stage = Stage(args, {"ear": ear}, rate=args.rate)
+    while stage.done < 1:
+        x, codes = audio.windows(args.batch, args.frames)
+        with torch.no_grad():
+            seen = picture(noisy(torch.from_numpy(x).to(args.device)))
+        loss, right = hearing(ear(seen), codes)
         stage.update(loss, [float(loss.detach()), *right], constant_share=0.4)
+        stage.save(at_most_every_s=60)
+    stage.save()
+
+
+def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
+    """Codes from audio."""
+    import torch
+    from codec_parts import Ear, Picture
+
+    model = new_model(args.work).to(args.device)
+    ear, picture, hearing = Ear(model.encoder).to(args.device), Picture().to(args.device), Hearing(model)
+    begin(args, "ear", ear)
+    if args.start:
+        warm_start(model.encoder, "encoder", args.start)
+    stage = Stage(args, {"encoder": model.encoder}, rate=args.rate)
+    while stage.done < 1:
+        x, codes = audio.windows(args.batch, args.frames)
+        x = noisy(torch.from_numpy(x).to(args.device))
+        known = model.encoder.block[:4](x[:, None])
+        with torch.no_grad():
+            wanted = ear.feed(picture(x))
+        early = (known - wanted)[..., 8:-8].abs().mean() / wanted.abs().mean()
+        loss, right = hearing(model.encoder.block[4:](known), codes)
+        # In the first third the last blocks stay as they are: the first ones learn to feed them.
+        for p in model.encoder.block[4:].parameters():
+            p.requires_grad_(stage.done > 0.33)
+        stage.update(loss + args.early * early, [float(loss.detach()), float(early.detach()), *right], 0.4)
         stage.save(at_most_every_s=120)
+    stage.save()
+
+
+def begin(args: argparse.Namespace, name: str, module: torch.nn.Module) -> None:
+    """Take the weights of the training before this one, if there was one."""
+    import torch
+
+    path = args.work / f"{name}.pt"
+    if path.exists():
+        module.load_state_dict(torch.load(path, map_location=args.device, weights_only=False)["modules"][name])
+        print(f"begins with {path}", flush=True)
+
+
+def train_sketch(args: argparse.Namespace, audio: AudioSet) -> None:
+    """The decoder's first block, to pictures."""
+    import torch
+    from codec_parts import Picture, Sketch
+
+    model = new_model(args.work).to(args.device)
+    sketch, picture = Sketch(model.decoder).to(args.device), Picture().to(args.device)
+    stage = Stage(args, {"sketch": sketch}, rate=args.rate)
+    while stage.done < 1:
+        x, codes = audio.windows(args.batch, args.frames)
+        with torch.no_grad():
+            z = model.quantizer.from_codes([torch.from_numpy(c).to(args.device) for c in codes])
+            wanted = picture(torch.from_numpy(x).to(args.device))
+        sketch.first(z)
+        error = sketch.error(wanted)
+        stage.update(error, [float(error.detach())], constant_share=0.4)
+        stage.save(at_most_every_s=60)
     stage.save()
 
 
 def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
     """Waveforms from codes."""
     import torch
-    from codec_parts import HOP, Sketch, SpectralLoss
+    from codec_parts import HOP, Picture, Sketch, SpectralLoss
 
     model = new_model(args.work).to(args.device)
+    sketch, picture = Sketch(model.decoder).to(args.device), Picture().to(args.device)
+    begin(args, "sketch", sketch)
     if args.start:
-        warm_start(model.decoder, args.start)
-    sketch = Sketch(model.decoder).to(args.device)
-    stage = Stage(args, {"decoder": model.decoder, "sketch": sketch}, rate=args.rate)
+        warm_start(model.decoder, "decoder", args.start)
+    stage = Stage(args, {"decoder": model.decoder, "head": sketch.head}, rate=args.rate)
     spectral = SpectralLoss().to(args.device)
     while stage.done < 1:
         x, codes = audio.windows(args.batch, args.frames)
         x = torch.from_numpy(x).to(args.device)
         with torch.no_grad():
             z = model.quantizer.from_codes([torch.from_numpy(c).to(args.device) for c in codes])
+            wanted = picture(x)
         y = model.decoder(z)[:, 0]
-        early = sketch.error(x)
+        early = sketch.error(wanted)
         x, y = x[:, 2 * HOP : -2 * HOP], y[:, 2 * HOP : -2 * HOP]  # the ends lack their context
         error, wave = spectral(y, x), (y - x).abs().mean() / 0.06
-        loss = error + args.wave_weight * wave + early
+        loss = error + args.wave_weight * wave + args.early * early
         stage.update(loss, [float(v.detach()) for v in (error, wave, early)], constant_share=0.4)
         stage.save(at_most_every_s=180)
     stage.save()
 
 
-def warm_start(decoder: torch.nn.Module, folder: Path) -> None:
-    """Take what fits from the decoder of a finished codec."""
+def warm_start(module: torch.nn.Module, name: str, folder: Path) -> None:
+    """Take what fits from the encoder or decoder (`name`) of a finished codec."""
     from safetensors.torch import load_file
 
-    own = decoder.state_dict()
-    state = {k.removeprefix("decoder."): v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    own, before = module.state_dict(), f"{name}."
+    stored = load_file(folder / "model.safetensors")
+    state = {k.removeprefix(before): v.float() for k, v in stored.items() if k.startswith(before)}
     fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    decoder.load_state_dict(fits, strict=False)
+    module.load_state_dict(fits, strict=False)
     print(f"{len(fits)} of {len(own)} tensors taken from {folder}", flush=True)
 
 
@@ -219,18 +303,22 @@ def join(args: argparse.Namespace) -> None:
     (args.out / "model.safetensors.tmp").replace(args.out / "model.safetensors")
 
 
+STAGES = {"sketch": train_sketch, "decoder": train_decoder, "ear": train_ear, "encoder": train_encoder}
+
+
 def main() -> None:
     """Parse the command line and train one half, or join the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["encoder", "decoder", "join"])
+    parser.add_argument("stage", choices=[*STAGES, "join"])
     parser.add_argument("--work", type=Path, required=True, help="folder of codebooks.npz and of the training states")
     parser.add_argument("--audio", type=Path, help="folder written by make_corpus.py codec")
-    parser.add_argument("--start", type=Path, help="a finished codec whose decoder is a better start than none")
+    parser.add_argument("--start", type=Path, help="a finished codec whose half is a better start than none")
     parser.add_argument("--out", type=Path, help="folder that join writes")
     parser.add_argument("--minutes", type=float, default=30, help="length of the whole stage")
     parser.add_argument("--batch", type=int, default=4, help="windows in a step")
     parser.add_argument("--frames", type=int, default=12, help="frames (85 ms) in a window")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate of the decoder")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate")
+    parser.add_argument("--early", type=float, default=1.0, help="weight of the pictures' error in the whole halves")
     parser.add_argument("--wave-weight", type=float, default=1.0, help="weight of the waveform error (decoder)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -248,7 +336,7 @@ def main() -> None:
     elif args.audio is None:
         parser.error(f"{args.stage} needs --audio")
     else:
-        (train_encoder if args.stage == "encoder" else train_decoder)(args, AudioSet(args.audio, args.seed))
+        STAGES[args.stage](args, AudioSet(args.audio, args.seed))
 
 
 if __name__ == "__main__":
