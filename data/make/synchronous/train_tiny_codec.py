@@ -4,10 +4,12 @@
     python train_tiny_codec.py decoder --audio work/codec --work work --minutes 60 --rate 2e-3
     python train_tiny_codec.py ear     --audio work/codec --work work --minutes 7 --batch 6 --frames 24 --rate 3e-3
     python train_tiny_codec.py encoder --audio work/codec --work work --minutes 30 --batch 3 --frames 24 --early 5
+    python train_tiny_codec.py rest    --audio work/codec --work work --minutes 15 --batch 6 --frames 24
     python train_tiny_codec.py join    --work work --out work/tiny_codec
 
 The codes are known beforehand (`codebooks`), so encoder and decoder are trained each by itself, side by side if you
 like. `ear` and `sketch` teach a half of each what a spectrum is, at a thirtieth of the price; the whole begins there.
+`rest` goes on with the encoder's last blocks alone, at a tenth of the price, and puts them back into its state.
 Each stage saves its state in --work every few minutes and continues from it (the minutes are those of the whole
 stage).
 """
@@ -43,14 +45,19 @@ class AudioSet:
         self.levels = [stored[f"level{k}"] for k in range(3)]
         self.rng = np.random.default_rng(seed)
 
-    def windows(self, count: int, frames: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """[count, frames * 2048] audio of random places, at whole frames, and its code arrays [count, ...]."""
+    def places(self, count: int, frames: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The first frames [count] of random windows, and their code arrays [count, ...]."""
         starts = self.rng.integers(0, len(self.levels[0]) - frames, count)
-        audio = np.stack([self.samples[at * FRAME : (at + frames) * FRAME] for at in starts])
         codes = [
             np.stack([level[at * rate : (at + frames) * rate] for at in starts]).astype(np.int64)
             for level, rate in zip(self.levels, (1, 2, 4), strict=True)
         ]
+        return starts, codes
+
+    def windows(self, count: int, frames: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """[count, frames * 2048] audio of random places, at whole frames, and its code arrays [count, ...]."""
+        starts, codes = self.places(count, frames)
+        audio = np.stack([self.samples[at * FRAME : (at + frames) * FRAME] for at in starts])
         return audio.astype(np.float32) / 32767, codes
 
 
@@ -215,6 +222,52 @@ def train_encoder(args: argparse.Namespace, audio: AudioSet) -> None:
     stage.save()
 
 
+def train_rest(args: argparse.Namespace, audio: AudioSet) -> None:
+    """The encoder's last blocks, on what its first ones make of the whole audio: that is computed once."""
+    import torch
+
+    model = new_model(args.work).to(args.device)
+    path = args.work / "encoder.pt"
+    encoder_state = torch.load(path, map_location=args.device, weights_only=False)
+    model.encoder.load_state_dict(encoder_state["modules"]["encoder"])
+    known, hearing = known_of(args, audio, model.encoder.block[:4]), Hearing(model)
+    stage = Stage(args, {"rest": model.encoder.block[4:]}, rate=args.rate)
+    wide = len(known) // len(audio.levels[0])
+    while stage.done < 1:
+        starts, codes = audio.places(args.batch, args.frames)
+        x = np.stack([known[at * wide : (at + args.frames) * wide].T for at in starts]).astype(np.float32)
+        loss, right = hearing(model.encoder.block[4:](torch.from_numpy(x).to(args.device)), codes)
+        stage.update(loss, [float(loss.detach()), *right], constant_share=0.4)
+        stage.save(at_most_every_s=120)
+    stage.save()
+    encoder_state["modules"]["encoder"] = model.encoder.state_dict()
+    torch.save(encoder_state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def known_of(args: argparse.Namespace, audio: AudioSet, first: torch.nn.Module) -> np.ndarray:
+    """[T / 128, D] float16 outputs of the encoder's first blocks for all the audio, in --work/known.npy."""
+    import torch
+
+    path = args.work / "known.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    margin, long, parts, frames = 2, 96, [], len(audio.levels[0])
+    with torch.no_grad():
+        for start in range(0, frames, long):
+            first_frame, last = max(0, start - margin), min(frames, start + long + margin)
+            piece = audio.samples[first_frame * FRAME : last * FRAME].astype(np.float32) / 32767
+            out = first(noisy(torch.from_numpy(piece)[None].to(args.device))[:, None])[0].T
+            wide = len(out) // (last - first_frame)
+            kept = out[(start - first_frame) * wide : (min(frames, start + long) - first_frame) * wide]
+            parts.append(kept.half().cpu().numpy())
+            if start // long % 50 == 0:
+                print(f"known: {start} of {frames} frames", flush=True)
+    np.save(path.with_suffix(".tmp.npy"), np.concatenate(parts))
+    path.with_suffix(".tmp.npy").replace(path)
+    return np.load(path, mmap_mode="r")
+
+
 def begin(args: argparse.Namespace, name: str, module: torch.nn.Module) -> None:
     """Take the weights of the training before this one, if there was one."""
     import torch
@@ -303,7 +356,7 @@ def join(args: argparse.Namespace) -> None:
     (args.out / "model.safetensors.tmp").replace(args.out / "model.safetensors")
 
 
-STAGES = {"sketch": train_sketch, "decoder": train_decoder, "ear": train_ear, "encoder": train_encoder}
+STAGES = {"sketch": train_sketch, "decoder": train_decoder, "ear": train_ear, "encoder": train_encoder, "rest": train_rest}
 
 
 def main() -> None:
