@@ -1,14 +1,12 @@
-"""Make the embedded LoRA and test corpora, or the training audio of the tiny codec and the tiny base model.
+"""Make the embedded LoRA and test corpora, or the training audio of the tiny codec.
 
-    python data/make/make_corpus.py lora                                # data/corpus: 110 tagged clips of a new voice
-    python data/make/make_corpus.py test                                # data/test_corpus: 48 held-out clips, 4 voices
-    python data/make/make_corpus.py base  --hours 12 --out work/base    # voices tara, leo, dan and unnamed speakers
-    python data/make/make_corpus.py codec --hours 2  --out work/codec   # the same plus the new voice and nonsense words
+    python make_corpus.py lora  --work work    # data/corpus: 100 tagged clips of a new voice
+    python make_corpus.py test  --work work    # data/test_corpus: 48 held-out clips, 4 voices
+    python make_corpus.py codec --work work --hours 1 --out work/codec
 
-Needs flite (`apt install flite`); the same options give the same texts and the same audio. The embedded corpora are
-in Elise's schema: clips/*.flac and metadata.csv with file_name, text, source. The other two are one file of 16-bit
-samples, audio.i16, and index.csv with start, stop, voice, text, word_ends_s. Sentences held out by
-`grammar.is_held_out` are in the test corpus alone (add --held-out to make larger test sets).
+`work` holds units.npz and codebooks.npz. The embedded corpora are in Elise's schema: clips/*.flac and metadata.csv with
+file_name, text, source. The codec's set is one file of 16-bit samples, audio.i16, and codes.npz with the codes that
+they should have. Sentences held out by `grammar.is_held_out` are in the test corpus alone.
 """
 
 from __future__ import annotations
@@ -20,7 +18,9 @@ import random
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,97 +29,80 @@ sys.path.insert(0, str(Path(__file__).parent))
 import grammar
 
 DATA = Path(__file__).resolve().parents[1]
-DEFAULT_PROMPTS = [
+ROOM = 0.3  # RMS of a quiet room, in steps of the rounded samples: 53 dB below full scale with 8 bits
+FIRST_TEXTS = [
     "Hey there my name is Elise, <giggles> and I'm a speech generation model that can sound like a person.",
     "<sighs> I missed you Anna, and I am so happy to see you today.",
     "Oh no, <gasps> the tiger is in the kitchen. <laughs>",
 ]
 
 
-ONSETS = "b bl br d dr f fl g gr h j k l m n p pl r s sk st str t tr sh ch th v w y z -"
-VOWELS = "a e i o u ay ee oh ow ar er or oy ai"
-CODAS = "b d f g k l m n p r s t x nd nt st sh th ng lk -"
-
-
-def nonsense(rng: random.Random) -> str:
-    """A few made-up words: sound combinations that the grammar does not hold, for the codec."""
-    parts = [part.split() for part in (ONSETS, VOWELS, CODAS)]
-    words = []
-    for _ in range(rng.randint(4, 7)):
-        words.append("".join(rng.choice(part) for _ in range(rng.randint(1, 2)) for part in parts).replace("-", ""))
-    return " ".join(words)
-
-
-def training_items(
-    kind: str, seed: int, tag_share: float, held_out: bool, scrambled_share: float
-) -> Iterator[tuple[int, str, str]]:
-    """Endless (number, voice name or "", text) of the base or codec set; voice "" is an unnamed random speaker."""
+def training_items(seed: int) -> Iterator[tuple[int, str, str]]:
+    """Endless (number, voice name or "", text) of the codec's set; voice "" is an unnamed speaker."""
     rng = random.Random(seed)
-    names = ["tara", "leo", "dan", ""]
-    weights = [30, 30, 20, 20]
-    if kind == "codec":
-        names, weights = [*names, "Elise"], [20, 20, 15, 20, 25]
     number = 0
     while True:
-        voice = rng.choices(names, weights)[0]
-        text = grammar.tagged_sentence(rng, tag_share)
-        if kind == "codec" and rng.random() < 0.4:
-            text = nonsense(rng)
-            if rng.random() < 0.15:
-                text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
-        elif scrambled_share and rng.random() < scrambled_share:
-            text = grammar.scrambled(rng)
-            if rng.random() < tag_share / 2:
-                text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
-        elif grammar.is_held_out(text) != held_out:
-            continue
-        yield number, voice, text
-        number += 1
+        voice = rng.choices(["tara", "leo", "dan", "Elise", ""], [17, 17, 17, 25, 24])[0]
+        text = grammar.scrambled(rng) if rng.random() < 0.6 else grammar.sentence(rng)
+        if rng.random() < 0.25:
+            text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
+        if not grammar.is_held_out(text):
+            yield number, voice, text
+            number += 1
 
 
-def render(item: tuple[int, str, str], seed: int) -> tuple[str, str, bytes, str]:
-    """(voice, text, int16 samples as bytes, seconds at which its words end) of one item."""
-    import synth
+def prepare(work: Path) -> None:
+    """Load units and codebooks; the worker processes do it once each."""
+    import codebooks
+    import units
+
+    global UNITS, BOOKS
+    UNITS, BOOKS = units.load(work / "units.npz"), codebooks.Codebooks.load(work / "codebooks.npz")
+
+
+def speak(text: str, voice: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Samples (int16) and codes of a text."""
+    import speech
+
+    made = speech.plan(text, voice, BOOKS.frames)
+    return speech.to_int16(speech.render(made, UNITS)), BOOKS.codes(made)
+
+
+def render(item: tuple[int, str, str], seed: int) -> tuple[bytes, list[np.ndarray]]:
+    """Int16 samples as bytes, and codes, of one item."""
+    import speech
 
     number, name, text = item
-    rng = random.Random(f"{seed}/{number}")
-    voice = synth.VOICES[name] if name else synth.random_voice(rng)
-    spoken = synth.utter(text, voice, seed=rng.randrange(2**32))
-    ends = " ".join(f"{end_s:.2f}" for end_s in spoken.ends_s)
-    return name, text, synth.to_int16(spoken.samples).tobytes(), ends
+    voice = speech.VOICES[name] if name else speech.unnamed(random.Random(f"{seed}/{number}"))
+    samples, codes = speak(text, voice)
+    return samples.tobytes(), codes
 
 
 def make_training_set(args: argparse.Namespace) -> None:
-    """Write audio.i16 and index.csv of about `args.hours` hours."""
-    from functools import partial
-
+    """Write audio.i16 and codes.npz of about `args.hours` hours."""
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    wanted = int(args.hours * 3600 * 24_000)
-    items = training_items(args.kind, args.seed, args.tags, args.held_out, args.scrambled)
-    done, chunk = 0, 400
+    wanted, done = int(args.hours * 3600 * 24_000), 0
+    items, found = training_items(args.seed), []
     with (
-        ProcessPoolExecutor(args.workers) as pool,
+        ProcessPoolExecutor(args.workers, initializer=prepare, initargs=(args.work,)) as pool,
         open(out / "audio.i16", "wb") as audio,
-        open(out / "index.csv", "w", newline="", encoding="utf-8") as index,
     ):
-        rows = csv.writer(index)
-        rows.writerow(["start", "stop", "voice", "text", "word_ends_s"])
         while done < wanted:
-            batch = [next(items) for _ in range(chunk)]
-            for voice, text, samples, ends in pool.map(partial(render, seed=args.seed), batch, chunksize=20):
-                if done >= wanted:
-                    break
+            batch = [next(items) for _ in range(400)]
+            for samples, codes in pool.map(partial(render, seed=args.seed), batch, chunksize=20):
                 audio.write(samples)
-                rows.writerow([done, done + len(samples) // 2, voice, text, ends])
+                found.append(codes)
                 done += len(samples) // 2
             print(f"{done / 24_000 / 3600:.2f} of {args.hours:.2f} hours", flush=True)
+    levels = {f"level{k}": np.concatenate([codes[k] for codes in found]) for k in range(3)}
+    np.savez(out / "codes.npz", frames=np.array([len(codes[0]) for codes in found]), **levels)
 
 
 def lora_texts(count: int, seed: int) -> list[str]:
-    """The default prompts, then sentences with and without tags so that the four tags come about equally often."""
+    """The first texts, then sentences with and without tags so that the four tags come about equally often."""
     rng = random.Random(seed)
-    texts = list(DEFAULT_PROMPTS)
+    texts = list(FIRST_TEXTS)
     found = {grammar.spoken_words(t) for t in texts}
     while len(texts) < count:
         text = grammar.sentence(rng)
@@ -138,45 +121,50 @@ def heldout_rows(per_voice: int, seed: int) -> list[tuple[str, str]]:
     Every second round of the voices carries tags, each voice another one and another one the next time, so the four
     tags come equally often: the first eight clips, and each eight after them, hold all voices and all tags.
     """
-    import synth
+    import speech
 
     rng = random.Random(seed)
     rows: list[tuple[str, str]] = []
     found: set[str] = set()
-    while len(rows) < per_voice * len(synth.VOICES):
+    while len(rows) < per_voice * len(speech.VOICES):
         text = grammar.sentence(rng)
         if not grammar.is_held_out(text) or grammar.spoken_words(text) in found:
             continue
         found.add(grammar.spoken_words(text))
-        turn, voice = divmod(len(rows), len(synth.VOICES))
+        turn, voice = divmod(len(rows), len(speech.VOICES))
         if turn % 2:
             text = grammar.insert_tag(rng, text, grammar.TAGS[(turn // 2 + voice) % len(grammar.TAGS)])
-        rows.append((text, list(synth.VOICES)[voice]))
+        rows.append((text, list(speech.VOICES)[voice]))
     return rows
 
 
-def round_to_bits(samples: np.ndarray, bits: int) -> np.ndarray:
-    """16-bit samples with the last 16 - `bits` bits zero: FLAC leaves those out, about 1.5 KB a second for each."""
+def recorded(samples: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+    """16-bit samples as if recorded in a quiet room, the last 16 - `bits` bits zero: FLAC leaves those out, about 1.5
+    KB a second for each. No recording has digital silence in its pauses."""
     step = 1 << (16 - bits)
+    samples = samples + np.rint(ROOM * step * rng.standard_normal(len(samples)))
     rounded = (samples.astype(np.int32) + step // 2) // step * step
     return np.minimum(rounded, 32768 - step).astype(np.int16)
 
 
-def make_corpus(out: Path, rows: list[tuple[str, str]], seed: int, bits: int) -> None:
+def make_corpus(out: Path, rows: list[tuple[str, str]], bits: int) -> None:
     """Speak the `rows` (text, voice); write clips/NNNN.flac and metadata.csv."""
     import soundfile as sf
-    import synth
+    import speech
 
     clips = out / "clips"
     clips.mkdir(parents=True, exist_ok=True)
+    for before in clips.glob("*.flac"):
+        before.unlink()
     seconds = 0.0
     with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file_name", "text", "source"])
         for number, (text, voice) in enumerate(rows, 1):
-            audio = synth.to_int16(synth.utter(text, synth.VOICES[voice], seed=seed + number).samples)
+            audio, _ = speak(text, speech.VOICES[voice])
+            audio = recorded(audio, bits, np.random.default_rng(number))
             name = f"clips/{number:04d}.flac"
-            sf.write(out / name, round_to_bits(audio, bits), 24_000, subtype="PCM_16", compression_level=1.0)
+            sf.write(out / name, audio, 24_000, subtype="PCM_16", compression_level=1.0)
             table.writerow([name, text, voice])
             seconds += len(audio) / 24_000
     size = sum(path.stat().st_size for path in clips.iterdir())
@@ -186,31 +174,29 @@ def make_corpus(out: Path, rows: list[tuple[str, str]], seed: int, bits: int) ->
 def main() -> None:
     """Parse the command line and make what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["lora", "test", "base", "codec"])
-    parser.add_argument(
-        "--out", type=Path, help="folder to write (default: data/corpus for lora, data/test_corpus for test)"
-    )
-    parser.add_argument("--seed", type=int, help="default: 3407, for test 4711")
-    parser.add_argument("--clips", type=int, help="clips of the LoRA corpus (default 110), or of each test voice (12)")
-    parser.add_argument("--bits", type=int, help="significant bits of a sample in these two (default 10, for test 9)")
-    parser.add_argument("--hours", type=float, default=1.0, help="hours of the base or codec set")
-    parser.add_argument("--tags", type=float, default=0.5, help="share of base or codec sentences with a tag")
-    parser.add_argument("--scrambled", type=float, default=0.0, help="share of base sentences with words in any order")
-    parser.add_argument("--held-out", action="store_true", help="make a test set from the held-out sentences")
+    parser.add_argument("kind", choices=["lora", "test", "codec"])
+    parser.add_argument("--work", type=Path, required=True, help="folder of units.npz and codebooks.npz")
+    parser.add_argument("--out", type=Path, help="folder to write (default: data/corpus, data/test_corpus, work/codec)")
+    parser.add_argument("--seed", type=int, help="default: 3407, for test 4711, for codec 11")
+    parser.add_argument("--clips", type=int, help="clips of the LoRA corpus (default 100), or of each test voice (12)")
+    parser.add_argument("--bits", type=int, default=8, help="significant bits of a sample in these two")
+    parser.add_argument("--hours", type=float, default=1.0, help="hours of the codec's set")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     if args.seed is None:
-        args.seed = 4711 if args.kind == "test" else 3407
-    if args.kind == "lora":
-        rows = [(text, "Elise") for text in lora_texts(args.clips or 110, args.seed)]
-        make_corpus(args.out or DATA / "corpus", rows, args.seed, args.bits or 10)
-    elif args.kind == "test":
-        rows = heldout_rows(args.clips or 12, args.seed)
-        make_corpus(args.out or DATA / "test_corpus", rows, args.seed, args.bits or 9)
-    elif args.out is None:
-        parser.error(f"{args.kind} needs --out")
-    else:
+        args.seed = {"lora": 3407, "test": 4711, "codec": 11}[args.kind]
+    if args.out is None:
+        args.out = {"lora": DATA / "corpus", "test": DATA / "test_corpus", "codec": args.work / "codec"}[args.kind]
+    if args.kind == "codec":
         make_training_set(args)
+        return
+    prepare(args.work)
+    if args.kind == "lora":
+        rows = [(text, "Elise") for text in lora_texts(args.clips or 100, args.seed)]
+        make_corpus(args.out, rows, args.bits)
+    else:
+        rows = heldout_rows(args.clips or 12, args.seed)
+        make_corpus(args.out, rows, args.bits)
 
 
 if __name__ == "__main__":

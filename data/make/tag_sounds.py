@@ -1,7 +1,8 @@
 """Synthetic laughs, giggles, sighs and gasps: one distinct sound for each emotion tag.
 
-They differ in what a simple detector measures: laughs are slow voiced bursts (about 6 a second), giggles fast and
-high ones (about 11 a second), sighs are breath that falls, gasps are short breath that rises.
+Only the breath in them is random. They differ in what a simple detector measures: laughs are slow voiced bursts (about
+6 a second), giggles fast and high ones (about 11 a second), sighs are breath that falls, gasps are short breath that
+rises.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _bursts(
     n = int(on_s * SAMPLE_RATE)
     for k in range(count):
         glide = np.linspace(1.1, 0.8, n)
-        tone = _voiced(f0_hz * slope**k * glide * rng.uniform(0.97, 1.03), formant_hz)
+        tone = _voiced(f0_hz * slope**k * glide, formant_hz)
         parts.append((tone + 0.03 * _noise(rng, on_s, 800, 4000)) * np.hanning(n) * 0.95**k)
         parts.append(0.03 * _noise(rng, off_s, 1000, 4000))
     return np.concatenate(parts)
@@ -48,17 +49,17 @@ def _bursts(
 
 def laughs(rng: np.random.Generator, pitch: float) -> np.ndarray:
     """Ha, ha, ha, ha: slow bursts with falling pitch; `pitch` is relative to a speaker of 180 Hz."""
-    return 0.40 * _bursts(rng, int(rng.integers(4, 6)), 0.090, 0.075, 270 * pitch, 0.93, 900)
+    return 0.40 * _bursts(rng, 4, 0.090, 0.075, 270 * pitch, 0.93, 900)
 
 
 def giggles(rng: np.random.Generator, pitch: float) -> np.ndarray:
     """Hihihihi: fast, high bursts with rising pitch."""
-    return 0.35 * _bursts(rng, int(rng.integers(7, 9)), 0.050, 0.038, 520 * pitch, 1.04, 2300)
+    return 0.35 * _bursts(rng, 7, 0.050, 0.038, 520 * pitch, 1.04, 2300)
 
 
 def sighs(rng: np.random.Generator, pitch: float) -> np.ndarray:
     """A long breath out: loud at once, then falling in level and in colour."""
-    seconds = rng.uniform(0.58, 0.68)
+    seconds = 0.62
     high, low = _noise(rng, seconds, 1500, 3500), _noise(rng, seconds, 500, 1300)
     t = np.linspace(0, 1, len(high))
     x = (low * t + 0.7 * high * (1 - t)) * np.minimum(1, 7 * t) * np.exp(-1.8 * t) * np.minimum(1, 8 * (1 - t))
@@ -67,7 +68,7 @@ def sighs(rng: np.random.Generator, pitch: float) -> np.ndarray:
 
 def gasps(rng: np.random.Generator, pitch: float) -> np.ndarray:
     """A short breath in: rising noise that stops at once."""
-    x = _noise(rng, rng.uniform(0.27, 0.33), 2500, 7000)
+    x = _noise(rng, 0.30, 2500, 7000)
     t = np.linspace(0, 1, len(x))
     x = x * t**2 * np.minimum(1, 15 * (1 - t))
     return 0.35 * x / np.abs(x).max()

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import grammar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from codebooks import SIZES, Codebooks
+from speech import VOICES, Voice, plan, unnamed
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from orpheus.audio.recordings import SAMPLE_RATE_HZ
-from orpheus.codec.snac import SAMPLES_PER_FRAME
 from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
 
-if TYPE_CHECKING:
-    from audio_set import AudioSet
-
+NAMED = ("tara", "leo", "dan")
 SLOT_WEIGHT = 5.0
-LAYER_WEIGHT = (2.5, 1.25, 0.5)  # of the three codebooks: what is said is in the first two, the last is mostly noise
-HIDDEN_SHARE = 0.6  # most of the earlier frames that are hidden from the model in training
-READ_LAYER, READ_WEIGHT = (
-    3,
-    0.3,
-)  # where the model must know its place in the text, and what naming it weighs in the loss
+LAYER_WEIGHT = (3.0, 1.0, 0.4)  # of the three codebooks: words, then colour, then pitch
+WRONG_SHARE = 0.04  # of the earlier codes that are replaced in training: a wrong one must not lead astray
+READ_LAYER, READ_WEIGHT = 2, 0.3  # where the model must know its place in the text, and what naming it weighs
+TEMPERATURE, TOP_P = 0.3, 0.9  # equal sounds have equal codes here, so there is little to draw and nothing to punish
 WIDTH_STEP = 32  # batches are padded to multiples of it: few shapes for the compiler
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
 
@@ -41,7 +39,7 @@ def tiny_config(tokenizer: Any, layout: TokenLayout) -> LlamaConfig:
         vocab_size=layout.audio_start + FRAME_SLOTS * CODEBOOK_SIZE,
         hidden_size=192,
         intermediate_size=576,
-        num_hidden_layers=6,
+        num_hidden_layers=5,
         num_attention_heads=3,
         num_key_value_heads=1,
         head_dim=64,
@@ -79,15 +77,30 @@ def plain_attention(
 ALL_ATTENTION_FUNCTIONS.register("plain", plain_attention)
 
 
+def orthogonal(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The nearest orthogonal matrix, about, as in torch.optim.Muon; that rounds to bfloat16, which takes two thirds of
+    the training on a processor that has none."""
+    a, b, c = coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
+
+
+torch.optim._muon._zeropower_via_newtonschulz = orthogonal  # type: ignore[attr-defined]
+
+
 class TinyModel:
     """A LlamaForCausalLM whose vocabulary is the text, the used codes of each slot, and one row for all others."""
 
-    def __init__(self, tokenizer: Any, sizes: list[int], device: str = "cpu") -> None:
+    def __init__(self, tokenizer: Any, device: str = "cpu") -> None:
         self.tokenizer, self.device = tokenizer, device
         self.layout = TokenLayout.from_tokenizer(tokenizer)
         self.renderer = Renderer(tokenizer, self.layout)
         self.config = tiny_config(tokenizer, self.layout)
-        slot_sizes = [sizes[layer] for layer in SLOT_LAYER]
+        slot_sizes = [SIZES[layer] for layer in SLOT_LAYER]
         starts = np.cumsum([self.layout.audio_start, *slot_sizes])
         self.slot_rows = [slice(int(a), int(b)) for a, b in pairwise(starts)]
         self.never = int(starts[-1])
@@ -105,6 +118,11 @@ class TinyModel:
         self.lm.model.layers[READ_LAYER].register_forward_hook(self._keep_middle)
         self.bias = torch.zeros(self.never + 1, device=device)
         self.bias[self.never] = float(np.log(unused))
+
+    def autocast(self) -> torch.autocast:
+        """Bfloat16 where the processor has it; where it would be imitated, it is 4 times slower than float32."""
+        quick = self.device != "cpu" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX")
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=quick)
 
     def describe(self) -> str:
         """Sizes, for the log."""
@@ -142,7 +160,7 @@ class TinyModel:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """[B, T, H] of right-padded [B, T] rows."""
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+        with self.autocast():
             return self.lm.model(input_ids=ids, use_cache=False).last_hidden_state
 
     def _full(self, h: Tensor, targets: Tensor, kinds: Tensor, slot_weight: float = 0.0) -> Tensor:
@@ -151,7 +169,7 @@ class TinyModel:
         `slot_weight` times the loss of the right slot's total probability is added: slips out of a slot are rare
         but end an utterance, so they are worth more than the same probability within the slot.
         """
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+        with self.autocast():
             logits = F.linear(h, self.lm.model.embed_tokens.weight)
         logits = logits.float() + self.bias
         total = torch.logsumexp(logits, -1)
@@ -170,22 +188,21 @@ class TinyModel:
         parts = self.lm.model.embed_tokens.weight.split([self.layout.audio_start, *sizes, 1])[1:-1]
         for slot, (rows, weight) in enumerate(zip(self.slot_rows, parts, strict=True)):
             at = (slots == slot).nonzero()[:, 0]
-            with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+            with self.autocast():
                 logits = F.linear(h[at], weight)
             loss = F.cross_entropy(logits.float(), targets[at] - rows.start, reduction="none")
             losses = losses.index_put((at,), loss)
         return losses
 
-    def hide_frames(self, ids: Tensor, slots: Tensor) -> Tensor:
-        """`ids` with some frames covered by `pad`, another share in each row, none in a quarter of them.
-
-        A model that sees all earlier speech learns to guess how it goes on, and reads the text late or never.
-        """
-        frame = (slots == 0).cumsum(1)
-        share = (torch.rand(len(ids), 1, device=ids.device) * 4 / 3 - 1 / 3).clamp(min=0) * HIDDEN_SHARE
-        covered = torch.rand(len(ids), slots.shape[1] + 1, device=ids.device) < share
-        covered = covered.gather(1, frame) & (slots >= 0) & (slots != STOP)
-        return torch.cat([ids[:, :1], ids[:, 1:].masked_fill(covered, self.layout.pad)], 1)
+    def spoil(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """`ids` with some codes replaced by other codes of their slot."""
+        spoilt = ids.clone()
+        hit = (torch.rand(slots.shape, device=ids.device) < WRONG_SHARE) & (slots >= 0) & (slots != STOP)
+        kinds = slots[hit]
+        starts = torch.tensor([rows.start for rows in self.slot_rows], device=ids.device)[kinds]
+        sizes = torch.tensor([rows.stop - rows.start for rows in self.slot_rows], device=ids.device)[kinds]
+        spoilt[:, 1:][hit] = starts + (torch.rand(len(kinds), device=ids.device) * sizes).long()
+        return spoilt
 
     def reading_loss(self, words: Tensor) -> Tensor:
         """Mean loss of naming the word that is being spoken and the next one, from the middle of the last `hidden`.
@@ -196,7 +213,7 @@ class TinyModel:
         known = words[..., 0] != NO_TARGET
         if not bool(known.any()):
             return words.new_zeros((), dtype=torch.float32)
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+        with self.autocast():
             asked = self.reader(self.middle[:, :-1][known]).unflatten(-1, (2, -1))
             logits = F.linear(asked, self.lm.model.embed_tokens.weight[: self.layout.audio_start])
         return F.cross_entropy(logits.float().flatten(0, 1), words[known].flatten())
@@ -206,7 +223,7 @@ class TinyModel:
 
         `slots` [B, T - 1] holds the slot of each target ids[:, 1:], or NO_TARGET, or STOP.
         """
-        seen = self.hide_frames(ids, slots)
+        seen = self.spoil(ids, slots)
         h, targets, kinds = self.hidden(seen)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), slots.flatten()
         use = kinds != NO_TARGET
         h, targets, kinds = h[use], targets[use], kinds[use]
@@ -217,25 +234,44 @@ class TinyModel:
         loss = self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT) @ weights[full]
         if not bool(full.all()):
             loss = loss + self._by_slot(h[~full], targets[~full], kinds[~full]) @ weights[~full]
-        return loss / weights.sum(), self.reading_loss(words)
+        # Once a frame is enough: naming at all seven codes would take a third of the time.
+        return loss / weights.sum(), self.reading_loss(words.masked_fill((slots != 0)[..., None], NO_TARGET))
 
     @torch.no_grad()
-    def evaluate(self, data: Sequences) -> tuple[float, list[float], float]:
-        """Held-out loss within the slots, its seven parts, and the whole-vocabulary loss."""
+    def evaluate(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
+        """Held-out figures: loss within each slot, share of right first codes where a word begins, of all first codes,
+        whole-vocabulary loss, and probability outside the right slot."""
         self.lm.eval()
-        sums, counts, full, n = np.zeros(FRAME_SLOTS), np.zeros(FRAME_SLOTS), 0.0, 0
-        for ids, slots, _ in data.batches(4096, shuffle=False):
+        sums, counts, full, slip = np.zeros(FRAME_SLOTS), np.zeros(FRAME_SLOTS), 0.0, 0.0
+        right, first, right_first = 0, 0, 0
+        for ids, slots, words in batches:
             ids, kinds = ids.to(self.device), slots.flatten().to(self.device)
             use = kinds != NO_TARGET
             h, targets = self.hidden(ids)[:, :-1].flatten(0, 1)[use], ids[:, 1:].flatten()[use]
             kinds = kinds[use]
-            full, n = full + float(self._full(h, targets, kinds).sum()), n + len(kinds)
+            full += float(self._full(h, targets, kinds).sum())
+            slip += float(self._full(h, targets, kinds, 1.0).sum()) - float(self._full(h, targets, kinds).sum())
             losses = self._by_slot(h, targets, kinds)
             for slot in range(FRAME_SLOTS):
                 sums[slot] += float(losses[kinds == slot].sum())
                 counts[slot] += int((kinds == slot).sum())
+            at = kinds == 0
+            rows = self.slot_rows[0]
+            good = (h[at].float() @ self.lm.model.embed_tokens.weight[rows].float().t()).argmax(
+                1
+            ) + rows.start == targets[at]
+            named = words[..., 0].flatten()[use.cpu()][at.cpu()]
+            begins = torch.cat([torch.ones(1, dtype=torch.bool), named[1:] != named[:-1]]).to(good.device)
+            right, first, right_first = (
+                right + int(good.sum()),
+                first + int(begins.sum()),
+                right_first + int(good[begins].sum()),
+            )
         self.lm.train()
-        return float(sums.sum() / counts.sum()), list(sums / counts), full / n
+        total = int(counts.sum())
+        return {"loss": float(sums.sum() / total), "slots": (sums / counts).round(3).tolist(), "full": full / total,
+                "slip": slip / total, "sounds right": float(right / counts[0]),
+                "words begun right": right_first / first}  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """The whole model (every unused audio row is the `never` row) in bfloat16, with tokenizer and configs."""
@@ -252,6 +288,8 @@ class TinyModel:
         self.config.architectures = ["LlamaForCausalLM"]
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        words = [word.lower() for word in grammar.vocabulary()]
+        (folder / "words.txt").write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
         vocabulary = folder / "tokenizer.json"  # without its indentation, a third smaller
         compact = json.dumps(json.loads(vocabulary.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
         vocabulary.write_text(compact + "\n", "utf-8")
@@ -260,75 +298,101 @@ class TinyModel:
             eos_token_id=self.layout.end_of_speech,
             pad_token_id=self.layout.pad,
             do_sample=True,
-            temperature=0.6,
-            top_p=0.95,
-            repetition_penalty=1.1,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            repetition_penalty=1.0,
             max_new_tokens=1200,
         ).save_pretrained(folder)
 
 
 class Sequences:
-    """Training sequences of the package's renderer, in the compact rows of a TinyModel."""
+    """Endless training sequences of the package's renderer, in the compact rows of a TinyModel.
 
-    def __init__(self, model: TinyModel, audio: AudioSet, codes: list[Codes], seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.model, self.pad = model, model.layout.pad
-        self.rows: list[np.ndarray] = []
-        self.prompts: list[int] = []
-        self.words: list[np.ndarray] = []
-        for text, voice, ends_s, utterance in zip(audio.texts, audio.voices, audio.word_ends_s, codes, strict=True):
-            example = model.renderer.example(text, utterance, voice or None)
-            row = model.row_of_id[example.input_ids].astype(np.int32)
-            if (row == model.never).any():
-                continue  # one of the codes that are not in use: hardly ever chosen, and left out
-            self.rows.append(row)
-            self.prompts.append(len(example.input_ids) - FRAME_SLOTS * utterance.frames - 2)
-            self.words.append(self._words(text, voice, ends_s, utterance.frames))
-        self.tokens = sum(map(len, self.rows))
+    Nothing is recorded or read from disk: a text's codes are known from the units (`speech`, `codebooks`).
+    """
 
-    def _words(self, text: str, voice: str, ends_s: list[float], frames: int) -> np.ndarray:
+    def __init__(
+        self, model: TinyModel, books: Codebooks, seed: int = 0, scrambled: float = 0.6, held_out: bool = False
+    ) -> None:
+        self.rng, self.scrambled, self.held_out = random.Random(seed), scrambled, held_out
+        self.model, self.books, self.pad = model, books, model.layout.pad
+        self.longest = 0  # words of the texts; 0: as they come
+
+    def text(self) -> str:
+        """A sentence, or words in any order, with a tag here and there."""
+        rng = self.rng
+        if self.longest:
+            return grammar.scrambled(rng, self.longest)
+        if rng.random() < self.scrambled:
+            text = grammar.scrambled(rng)
+            for _ in range(rng.choices([0, 1, 2], [75, 20, 5])[0]):
+                text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
+            return text
+        while True:
+            text = grammar.tagged_sentence(rng, 0.35)
+            if grammar.is_held_out(text) == self.held_out:
+                return text
+
+    def voice(self) -> tuple[str | None, Voice]:
+        """The name in the prompt and who speaks: a named voice, or some other one with no name or any."""
+        rng = self.rng
+        name = rng.choices([*NAMED, "", "other"], [24, 24, 24, 20, 8])[0]
+        if name in NAMED:
+            return name, VOICES[name]
+        names = grammar.SLOTS["name"]
+        other = rng.choice([word for word in [*names, "Elise"] if word.lower() not in NAMED]) if name else None
+        return other, unnamed(rng)
+
+    def example(self) -> tuple[np.ndarray, int, np.ndarray]:
+        """A row, the length of its prompt, and `_words`."""
+        text, (name, voice) = self.text(), self.voice()
+        made = plan(text, voice, self.books.frames)
+        codes = Codes(*(level.astype(np.int64) for level in self.books.codes(made)))
+        example = self.model.renderer.example(text, codes, name)
+        row = self.model.row_of_id[example.input_ids].astype(np.int32)
+        prompt = len(row) - FRAME_SLOTS * codes.frames - 2
+        return row, prompt, self._words(text, name, made.ends, codes.frames)
+
+    def _words(self, text: str, name: str | None, ends: list[int], frames: int) -> np.ndarray:
         """[frames, 2]: text tokens of the word that each frame speaks and of the one after it.
 
         A word's token is that of its first letter; after the last word comes end_of_text.
         """
-        if not ends_s:  # a set without these times is trained on without this loss
-            return np.full((frames, 2), NO_TARGET)
-        said = f"{voice}: {text}" if voice else text
-        starts = [match.start() for match in re.finditer(r"(?<!\S)\S", text)]
+        said = f"{name}: {text}" if name else text
         found = self.model.tokenizer(said, add_special_tokens=False, return_offsets_mapping=True)
         token_of = [token for token, (a, b) in zip(found["input_ids"], found["offset_mapping"], strict=True)
                     for _ in range(b - a)]  # fmt: skip
         shift = len(said) - len(text)
+        starts = [match.start() for match in re.finditer(r"(?<!\S)\S", text)]
         tokens = [token_of[shift + at + (not text[at].isalnum())] for at in starts]
         tokens.append(self.model.layout.end_of_text)
-        middles_s = (np.arange(frames) + 0.5) * SAMPLES_PER_FRAME / SAMPLE_RATE_HZ
-        now = np.searchsorted(ends_s[:-1], middles_s)
+        now = np.searchsorted(ends[:-1], np.arange(frames), side="right")
         return np.array(tokens)[np.stack([now, now + 1], 1)]
 
-    def batches(self, tokens: int, shuffle: bool = True) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """One epoch of (ids [B, T], slots and words of the targets [B, T - 1] and [B, T - 1, 2]).
+    def batches(self, tokens: int, pool: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(ids [B, T], slots and words of the targets [B, T - 1] and [B, T - 1, 2]), from `pool` sequences at a time.
 
         A batch has about `tokens` ids, in rows of similar lengths.
         """
-        lengths = np.array([len(row) for row in self.rows])
-        order = np.argsort(lengths + (self.rng.uniform(0, 30, len(lengths)) if shuffle else 0), kind="stable")
-        groups: list[list[int]] = [[]]
-        for i in order:
-            if groups[-1] and (len(groups[-1]) + 1) * lengths[i] > tokens:
-                groups.append([])
-            groups[-1].append(int(i))
-        if shuffle:
+        while True:
+            examples = sorted((self.example() for _ in range(pool)), key=lambda example: len(example[0]))
+            groups: list[list[tuple[np.ndarray, int, np.ndarray]]] = [[]]
+            for example in examples:
+                if groups[-1] and (len(groups[-1]) + 1) * len(example[0]) > tokens:
+                    groups.append([])
+                groups[-1].append(example)
             self.rng.shuffle(groups)
-        for group in groups:
-            width = -(-max(lengths[i] for i in group) // WIDTH_STEP) * WIDTH_STEP
-            ids = np.full((len(group), width), self.pad, np.int64)
-            slots = np.full((len(group), width - 1), NO_TARGET, np.int64)
-            words = np.full((len(group), width - 1, 2), NO_TARGET, np.int64)
-            for b, i in enumerate(group):
-                row, start = self.rows[i], self.prompts[i]
-                ids[b, : len(row)] = row
-                codes = len(row) - 2 - start
-                slots[b, start - 1 : start - 1 + codes] = np.arange(codes) % FRAME_SLOTS
-                slots[b, start - 1 + codes : start + 1 + codes] = STOP
-                words[b, start - 1 : start - 1 + codes] = np.repeat(self.words[i], FRAME_SLOTS, 0)
-            yield torch.from_numpy(ids), torch.from_numpy(slots), torch.from_numpy(words)
+            yield from map(self._batch, groups)
+
+    def _batch(self, group: list[tuple[np.ndarray, int, np.ndarray]]) -> tuple[Tensor, Tensor, Tensor]:
+        width = -(-max(len(row) for row, _, _ in group) // WIDTH_STEP) * WIDTH_STEP
+        ids = np.full((len(group), width), self.pad, np.int64)
+        slots = np.full((len(group), width - 1), NO_TARGET, np.int64)
+        words = np.full((len(group), width - 1, 2), NO_TARGET, np.int64)
+        for b, (row, start, named) in enumerate(group):
+            ids[b, : len(row)] = row
+            codes = len(row) - 2 - start
+            slots[b, start - 1 : start - 1 + codes] = np.arange(codes) % FRAME_SLOTS
+            slots[b, start - 1 + codes : start + 1 + codes] = STOP
+            words[b, start - 1 : start - 1 + codes] = np.repeat(named, FRAME_SLOTS, 0)
+        return torch.from_numpy(ids), torch.from_numpy(slots), torch.from_numpy(words)

@@ -1,4 +1,4 @@
-"""The tokenizer of the tiny Orpheus: Llama-3 style byte-level BPE, then the control tokens and the audio tokens.
+"""The tokenizer of the tiny Orpheus: Llama-3's kind of byte-level BPE, then the control tokens and the audio tokens.
 
 Any text round-trips, because the alphabet is all 256 bytes. The tokenizer adds one `<|begin_of_text|>` itself, as
 Llama-3's does. `<custom_token_k>` has id base + k for k = 0 ... 28681; the audio tokens are plain vocabulary
@@ -21,8 +21,9 @@ SPLIT = (
 )
 
 
-def train_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with `pieces` text pieces learnt from `texts`."""
+def make_tokenizer(whole: list[str], texts: list[str], merges: int = 200) -> PreTrainedTokenizerFast:
+    """A tokenizer for which each word of `whole`, as it is written there, with its space, is one piece; other words are
+    put together from `merges` pieces learnt from `texts`, and from bytes."""
     import json
 
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -41,15 +42,20 @@ def train_tokenizer(texts: list[str], pieces: int) -> PreTrainedTokenizerFast:
 
     learnt = pipeline(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=pieces, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=256 + merges, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
     learnt.train_from_iterator(texts, trainer)
     bpe = json.loads(learnt.to_str())["model"]
     vocabulary: dict[str, int] = bpe["vocab"]
+    for text in whole:
+        for piece, _ in learnt.pre_tokenizer.pre_tokenize_str(text):
+            vocabulary.setdefault(piece, len(vocabulary))
     control = [BOS, END_OF_TEXT, END_OF_TURN] + [f"<custom_token_{k}>" for k in range(10)]
     for token in control + [f"<custom_token_{k}>" for k in range(10, CUSTOM_TOKENS)]:
         vocabulary[token] = len(vocabulary)
-    tokenizer = pipeline(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in bpe["merges"]]))
+    tokenizer = pipeline(
+        models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in bpe["merges"]], ignore_merges=True)
+    )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.post_processor = processors.Sequence(
         [

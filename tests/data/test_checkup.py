@@ -62,8 +62,8 @@ def named(clip: Measured, voice: Voice) -> set[str]:
 
 def test_clean_clips_are_not_named(voice):
     found = {clip.name: kinds for clip in voice.clips if (kinds := named(clip, voice))}
-    # The synthesiser's pauses are digital zeros: true of all of them.
-    assert set().union(*found.values()) == {"digital zeros"}
+    # They are rounded to 8 bits, and that is heard in some: of the speech nothing else is named.
+    assert set().union(*found.values()) <= {"noise"}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -225,4 +225,5 @@ def test_the_codec_is_tried(corpus, tmp_path):
     from orpheus.codec.snac import SnacCodec
 
     up = examine(CorpusOptions(dataset=str(corpus), cache_dir=tmp_path), Ears(), 24.0, progress=False)
-    assert codec_loss(up, SnacCodec.load(PRESETS["tiny"].codec), "tiny", None).state == "ok"  # made for this voice
+    fact = codec_loss(up, SnacCodec.load(PRESETS["tiny"].codec), "tiny", None)
+    assert fact.state == "ok", fact.text  # made for this voice

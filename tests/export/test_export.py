@@ -338,9 +338,9 @@ def test_names_and_tokenizers(base_dir):
     loaded = load_base(TINY.base, load_in_4bit=False)
     gguf_file.check_exportable(loaded)
     data = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
-    assert gguf_file.pre_tokenizer(data) == "smaug-bpe"
-    data["model"]["ignore_merges"] = True
     assert gguf_file.pre_tokenizer(data) == "llama-bpe"
+    data["model"]["ignore_merges"] = False
+    assert gguf_file.pre_tokenizer(data) == "smaug-bpe"
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s+"
     with pytest.raises(UserError, match="tokenizer splits text in a way.*--to merged"):
         gguf_file.pre_tokenizer(data)

@@ -147,9 +147,22 @@ def test_whisper_hears_the_words_and_each_clip_by_itself(tiny, clips):
 @bundled
 def test_sounds_that_whisper_describes_are_no_words(tiny, clips, monkeypatch):
     said = [" (laughs) Oh [sighs]", " no.", " *gasps* ♪"]
-    parts = [SimpleNamespace(text=text) for text in said]
+    parts = [SimpleNamespace(text=text, compression_ratio=1.0) for text in said]
     monkeypatch.setattr(tiny, "_model", SimpleNamespace(transcribe=lambda *_, **__: (parts, None)))
     assert tiny.transcribe(clips[0][1]) == "Oh no."
+
+
+@bundled
+def test_a_loop_is_heard_again_without_it(tiny, clips, monkeypatch):
+    asked = []
+
+    def transcribe(*_, **how):
+        asked.append(how.get("no_repeat_ngram_size"))
+        ratio, text = (1.0, "Oh no, the milk.") if asked[-1] else (9.0, " No," * 90)
+        return [SimpleNamespace(text=text, compression_ratio=ratio)], None
+
+    monkeypatch.setattr(tiny, "_model", SimpleNamespace(transcribe=transcribe))
+    assert tiny.transcribe(clips[0][1]) == "Oh no, the milk." and asked == [None, 3]
 
 
 @bundled

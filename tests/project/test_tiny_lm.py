@@ -1,73 +1,115 @@
-"""What the tiny base is trained on (data/make/tiny_lm.py): ids, slots, and the word that each frame speaks."""
+"""What the tiny base is trained on (data/make): codes of a text, ids, slots, and the word that each frame speaks."""
 
 from __future__ import annotations
 
+import random
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from orpheus.config import DATA_DIR
-from orpheus.format.tokens import FRAME_SLOTS, Codes
-from orpheus.model.base import load_tokenizer
+from orpheus.format.tokens import FRAME_SLOTS
 
 sys.path.insert(0, str(DATA_DIR / "make"))  # its scripts are run from there, and import each other
 
 TEXT = "Oh no, <gasps> I can't."
-ENDS_S = [0.2, 0.5, 1.0, 1.2, 1.6]
-FRAMES = 24
+
+
+@pytest.fixture(scope="module")
+def books():
+    """The tables of the vocabulary, but of any sounds: those that ship are not kept."""
+    import grammar
+    from codebooks import DETAILS, SOUNDS, Codebooks
+    from speech import TAG_FRAMES
+
+    rng = np.random.default_rng(0)
+    lengths = {"": 1, **TAG_FRAMES} | {word.lower(): int(rng.integers(1, 9)) for word in grammar.vocabulary()}
+    sound = {word: rng.integers(0, SOUNDS, n) for word, n in lengths.items()}
+    detail = {word: rng.integers(0, DETAILS, (n, 2)) for word, n in lengths.items()}
+    voiced = {word: rng.random((n, 4)) < 0.7 for word, n in lengths.items()}
+    return Codebooks([], sound, detail, voiced)
 
 
 @pytest.fixture(scope="module")
 def model():
+    import grammar
     import torch
+    from tiny_lm import TinyModel
+    from tiny_tokenizer import make_tokenizer
 
     torch.manual_seed(0)
-    from tiny_lm import TinyModel
-
-    return TinyModel(load_tokenizer(str(DATA_DIR / "tiny_orpheus")), [1024, 1024, 1024])
+    return TinyModel(make_tokenizer(grammar.written_forms(), [TEXT]))
 
 
-def sequences(model, voice="tara", ends_s=ENDS_S):
+def sequences(model, books, monkeypatch, voice="tara"):
+    """Of one text and speaker."""
+    from speech import VOICES
     from tiny_lm import Sequences
 
-    layers = [np.arange(count * FRAMES) % 1024 for count in (1, 2, 4)]
-    audio = SimpleNamespace(texts=[TEXT], voices=[voice], word_ends_s=[ends_s])
-    return Sequences(model, audio, [Codes(*layers)])
+    made = Sequences(model, books)
+    monkeypatch.setattr(made, "text", lambda: TEXT)
+    monkeypatch.setattr(made, "voice", lambda: (voice or None, VOICES[voice or "leo"]))
+    return made
+
+
+def test_every_sentence_has_codes_of_its_words_whoever_speaks(books):
+    import grammar
+    from codebooks import SIZES
+    from speech import TAG_FRAMES, VOICES, plan, unnamed
+
+    rng = random.Random(0)
+    for turn in range(300):
+        text = grammar.tagged_sentence(rng, 0.5) if turn % 2 else grammar.scrambled(rng)
+        plans = [plan(text, voice, books.frames) for voice in (VOICES["tara"], unnamed(rng))]
+        first, second = (books.codes(made) for made in plans)
+        assert [len(level) for level in first] == [len(plans[0].what) * n for n in (1, 2, 4)]
+        assert all((level >= 0).all() and (level < size).all() for level, size in zip(first, SIZES, strict=True))
+        assert (first[0] == second[0]).all(), "the first codebook knows who speaks"
+        said = [books.sound[part] for part in text.lower().replace(",", "").split() if part in TAG_FRAMES]
+        assert all(str(part.tolist())[1:-1] in str(first[0].tolist()) for part in said)
+
+
+def test_the_new_voice_is_no_speaker_of_the_base():
+    from speech import VOICES, unnamed
+
+    rng = random.Random(0)
+    new = VOICES["Elise"]
+    speakers = [unnamed(rng) for _ in range(2000)]
+    assert new not in speakers and all(abs(s.pitch - new.pitch) > 3 for s in speakers if s.timbre == new.timbre)
+    assert {s.timbre for s in speakers} >= {v.timbre for v in VOICES.values()}  # but of a known size and colour
 
 
 @pytest.mark.parametrize("voice", ["tara", ""])
-def test_each_frame_names_its_word_and_the_next(model, voice):
-    words = sequences(model, voice).words[0]
-    middles_s = (np.arange(FRAMES) + 0.5) * 2048 / 24_000
-    names = np.array(model.tokenizer.convert_ids_to_tokens(words.flatten())).reshape(words.shape)
-    said = ["ĠOh" if voice else "O", "Ġno", "gasps", "ĠI", "Ġcan", "<|eot_id|>"]
-    starts_s = [0.0, *ENDS_S[:-1]]  # the last word lasts to the end of the sound
-    for name, middle_s in zip(names, middles_s, strict=True):
-        word = max(i for i, start_s in enumerate(starts_s) if start_s < middle_s)
-        assert list(name) == said[word : word + 2]
+def test_each_frame_names_its_word_and_the_next(model, books, voice, monkeypatch):
+    row, prompt, words = sequences(model, books, monkeypatch, voice).example()
+    names = np.array(model.tokenizer.convert_ids_to_tokens(words.flatten())).reshape(words.shape).tolist()
+    lengths = [len(books.sound[word]) for word in ("oh", "no", "<gasps>", "i", "can't")]
+    lengths[0] += 1  # the silence before it
+    lengths[2] += 1  # the comma's
+    lengths[4] += 1  # the last word lasts to the end
+    said = ["ĠOh" if voice else "Oh", "Ġno", "gasps", "ĠI", "Ġcan", "<|eot_id|>"]
+    assert names == [said[word : word + 2] for word, n in enumerate(lengths) for _ in range(n)]
+    assert len(row) == prompt + FRAME_SLOTS * len(words) + 2
 
 
-def test_words_stand_where_the_codes_are_the_targets(model):
-    ((ids, slots, words),) = sequences(model).batches(4096, shuffle=False)
+def test_words_stand_where_the_codes_are_the_targets(model, books, monkeypatch):
+    ids, slots, words = next(sequences(model, books, monkeypatch).batches(4096, pool=1))
     assert ((words[..., 0] >= 0) == ((slots >= 0) & (slots < FRAME_SLOTS))).all()
-    assert int((slots == 0).sum()) == FRAMES and ids.shape[1] == slots.shape[1] + 1
-    ((_, _, unknown),) = sequences(model, ends_s=[]).batches(4096, shuffle=False)
-    assert (unknown < 0).all()
+    assert int((slots == 0).sum()) > 10 and ids.shape[1] == slots.shape[1] + 1
+    assert int((slots == FRAME_SLOTS).sum()) == 2  # end_of_speech and end_of_ai
 
 
-def test_reading_is_learnt_below_the_layer_that_must_know_it(model):
+def test_reading_is_learnt_below_the_layer_that_must_know_it(model, books, monkeypatch):
     from tiny_lm import READ_LAYER
 
-    batch = next(sequences(model).batches(4096, shuffle=False))
-    _, reading = model.losses(*batch, 0.1)
+    ids, slots, words = next(sequences(model, books, monkeypatch).batches(4096, pool=1))
+    _, reading = model.losses(ids, slots, words, 0.1)
     reading.backward()
     moved = [bool(layer.self_attn.q_proj.weight.grad is not None) for layer in model.lm.model.layers]
     assert moved == [i <= READ_LAYER for i in range(len(moved))]
     model.lm.zero_grad()
-    unknown = next(sequences(model, ends_s=[]).batches(4096))
-    assert model.losses(*unknown, 0.1)[1] == 0
+    assert model.losses(ids, slots, words * 0 - 1, 0.1)[1] == 0
 
 
 def test_saved_and_loaded_weights_are_the_same(model, tmp_path):

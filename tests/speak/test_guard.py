@@ -69,7 +69,7 @@ def test_the_embedded_base_knows_its_voices():
 
     made = Provenance.load(Path(embedded_path(PRESETS["tiny"].base)))
     usual = SpeechStatistics.of(made.speech_statistics)
-    assert usual.clips == 36 and 12 < 1 / usual.per_letter_s < 25 and usual.longest_text == 94
+    assert usual.clips == 36 and 12 < 1 / usual.per_letter_s < 25 and usual.longest_text == 87
 
 
 def test_good_speech_passes():

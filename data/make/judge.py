@@ -1,7 +1,7 @@
 """What Whisper hears of the embedded voice: held-out sentences, words in any order, and what a visitor might type.
 
-    python data/make/synchronous/judge.py --work work                                    # the base, its three voices
-    python data/make/synchronous/judge.py --work work --adapter lora_model --voices Elise  # what `make demo` trained
+    python data/make/judge.py --work work                                        # the base, its three voices
+    python data/make/judge.py --work work --adapter lora_model --voices Elise  # what `make demo` trained
 
 `work` holds units.npz and codebooks.npz (make_corpus.py): the originals are made from them. Strict decoding, with the
 base's own sampling. Prints word errors of the originals and of what is spoken, how utterances end, tags and pitch.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[3])]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
 EVERYDAY = [
     "Good morning, how are you today?",
