@@ -134,7 +134,7 @@ def test_an_adapter_goes_into_the_file(tmp_path, loaded, prompts):
     assert (tts.has_adapter, tts.trained_voices, tts.codec.name) == (True, ("ben",), TINY.codec)
     assert tts.base_voices == ()  # the adapter did not note any
     own = LlamaCppContext(tts.engine.model, 64).feed(prompts[0]).copy()
-    assert np.abs(own - torch_scores(loaded)(prompts[0])[-1]).max() > 0.1
+    assert np.abs(own - torch_scores(loaded)(prompts[0])[-1]).max() > 0.05
 
 
 # ---- the engine ----
@@ -284,7 +284,7 @@ def test_what_is_in_the_file(files, loaded):
     made = Provenance.from_json(value["orpheus.provenance"], "the file")
     assert (made.codec, made.layout, made.base_voices) == (TINY.codec, layout, ("dan", "leo", "tara"))
     names = {tensor.name for tensor in reader.tensors}
-    assert "rope_freqs.weight" in names and "output.weight" not in names and len(names) == 57
+    assert "rope_freqs.weight" in names and "output.weight" not in names and len(names) == 48
     types = value["tokenizer.ggml.token_type"]
     assert types[layout.end_of_speech] == 3 and types[layout.audio_start] == 1  # control; shown as text by servers
 

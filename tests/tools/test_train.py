@@ -52,7 +52,7 @@ def test_the_embedded_voice_passes_more_gates_than_it_did(tmp_path, monkeypatch)
     assert set(heard) == {8, 16} and heard[summary.kept_step]["gate_score"] == max(
         e["gate_score"] for e in heard.values()
     )
-    assert heard[summary.kept_step]["gate_pitch"] > 0.8 and heard[summary.kept_step]["gate_ended"] > 0.8
+    assert heard[summary.kept_step]["gate_pitch"] > 0.6 and heard[summary.kept_step]["gate_ended"] > 0.8
     assert list((tmp_path / "lora_model" / "gates" / "step_8").glob("held_out_*.wav"))
 
 
