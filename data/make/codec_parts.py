@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import librosa
@@ -81,6 +82,9 @@ class LogMel(nn.Module):
         filters = librosa.filters.mel(sr=24000, n_fft=n_fft, n_mels=mels, fmin=0, fmax=None)
         # Each band is a mean: librosa's own norm makes high bands small, and the floor then hides the fricatives.
         self.register_buffer("filters", torch.tensor(filters / filters.sum(1, keepdims=True)))
+        centres_hz = librosa.mel_frequencies(mels + 2, fmin=0, fmax=12000)[1:-1]
+        bands = np.interp(centres_hz, [600, 1200, 4000, 6000], [1, 2, 2, 0.5])
+        self.register_buffer("bands", torch.tensor(bands[:, None], dtype=torch.float32))
         self.floor = FLOOR * n_fft
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,19 +145,28 @@ class Sketch(nn.Module):
 
 
 class SpectralLoss(nn.Module):
-    """Mean absolute log-mel error over three window lengths, plus a small linear magnitude error."""
+    """Weighted log-mel error over three window lengths, plus a small linear magnitude error.
+
+    What Whisper misses of a decoder's words is in the formants: with the bands from 1.2 to 4 kHz mended, or the loud
+    frames, or errors above 5 dB, it hears nearly the originals; the rest mended helps less. So these weigh most.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         sizes = [(2048, 512, 100), (512, 128, 48), (128, 32, 12)]
         self.scales = nn.ModuleList(LogMel(*size) for size in sizes)
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """Loss of the generated [B, N] `y` against `x`."""
-        total = y.new_zeros(())
+    def forward(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the generated [B, N] `y` against `x`, and the mean absolute log-mel errors, unweighted."""
+        total, plain = y.new_zeros(()), y.new_zeros(())
         for scale in self.scales:
             with torch.no_grad():
                 sx, lx = scale(x)
+                weight = scale.bands * (0.4 + (lx - math.log10(scale.floor)).clamp(max=1.6))
+                weight /= weight.mean()
             sy, ly = scale(y)
-            total = total + (ly - lx).abs().mean() + 0.05 * (sy - sx).abs().mean() / (sx.mean() + 1e-3)
-        return total
+            error = (ly - lx).abs()
+            total = total + (weight * error * (1 + 3 * error)).mean()
+            total = total + 0.05 * (sy - sx).abs().mean() / (sx.mean() + 1e-3)
+            plain = plain + error.detach().mean()
+        return total, plain

@@ -278,22 +278,29 @@ def begin(args: argparse.Namespace, name: str, module: torch.nn.Module) -> None:
 
 def train_sketch(args: argparse.Namespace, audio: AudioSet) -> None:
     """The decoder's first block, to pictures."""
-    import torch
     from codec_parts import Picture, Sketch
 
     model = new_model(args.work).to(args.device)
     sketch, picture = Sketch(model.decoder).to(args.device), Picture().to(args.device)
     stage = Stage(args, {"sketch": sketch}, rate=args.rate)
     while stage.done < 1:
-        x, codes = audio.windows(args.batch, args.frames)
-        with torch.no_grad():
-            z = model.quantizer.from_codes([torch.from_numpy(c).to(args.device) for c in codes])
-            wanted = picture(torch.from_numpy(x).to(args.device))
-        sketch.first(z)
-        error = sketch.error(wanted)
+        error = drawn(audio.windows(args.batch, args.frames), sketch, picture, model)
         stage.update(error, [float(error.detach())], constant_share=0.4)
         stage.save(at_most_every_s=60)
     stage.save()
+
+
+def drawn(windows: tuple[np.ndarray, list[np.ndarray]], sketch: Any, picture: Any, model: Any) -> torch.Tensor:
+    """The sketch's error on windows of audio."""
+    import torch
+
+    x, codes = windows
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        z = model.quantizer.from_codes([torch.from_numpy(c).to(device) for c in codes])
+        wanted = picture(torch.from_numpy(x).to(device))
+    sketch.first(z)
+    return sketch.error(wanted)
 
 
 def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
@@ -315,23 +322,13 @@ def train_decoder(args: argparse.Namespace, audio: AudioSet) -> None:
         y = model.decoder(z)[:, 0]
         early = sketch.error(wanted)
         x, y = x[:, 2 * HOP : -2 * HOP], y[:, 2 * HOP : -2 * HOP]  # the ends lack their context
-        error, wave = spectral(y, x), (y - x).abs().mean() / 0.06
-        loss = error + args.wave_weight * wave + args.early * (early + 2 * drawn(args, audio, sketch, picture, model))
-        stage.update(loss, [float(v.detach()) for v in (error, wave, early)], constant_share=0.4)
+        (error, plain), wave = spectral(y, x), (y - x).abs().mean() / 0.06
+        # Which sound is meant is learnt from many windows, and those that are only sketched cost little.
+        more = drawn(audio.windows(2 * args.batch, 2 * args.frames), sketch, picture, model)
+        loss = error + args.wave_weight * wave + args.early * (early + 2 * more)
+        stage.update(loss, [float(v.detach()) for v in (error, plain, wave, early)], constant_share=0.4)
         stage.save(at_most_every_s=180)
     stage.save()
-
-
-def drawn(args: argparse.Namespace, audio: AudioSet, sketch: Any, picture: Any, model: Any) -> torch.Tensor:
-    """The sketch's error on windows of its own, which cost little: which sound is meant is learnt from many."""
-    import torch
-
-    x, codes = audio.windows(2 * args.batch, 2 * args.frames)
-    with torch.no_grad():
-        z = model.quantizer.from_codes([torch.from_numpy(c).to(args.device) for c in codes])
-        wanted = picture(torch.from_numpy(x).to(args.device))
-    sketch.first(z)
-    return sketch.error(wanted)
 
 
 def join(args: argparse.Namespace) -> None:
@@ -373,7 +370,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12, help="frames (85 ms) in a window")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate")
     parser.add_argument("--early", type=float, default=1.0, help="weight of the pictures' error in the whole halves")
-    parser.add_argument("--wave-weight", type=float, default=1.0, help="weight of the waveform error (decoder)")
+    parser.add_argument("--wave-weight", type=float, default=0.5, help="weight of the waveform error (decoder)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

@@ -74,4 +74,4 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     NotebookClient(fresh, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     assert {"lora_model", "hello.wav", "hello.json"} <= {path.name for path in tmp_path.iterdir()}
     shown = [output for cell in fresh.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in o.get("data", {}) for o in shown) and "20 steps" in str(shown)
+    assert any("image/png" in o.get("data", {}) for o in shown) and "36 steps" in str(shown)
