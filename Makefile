@@ -20,7 +20,7 @@ setup-engines: $(VENV)/.ready-engines  ## llama.cpp, built from source once (6 t
 demo: $(VENV)/.ready  ## hear the embedded voice, train a LoRA on a new one, and hear it (CPU, no download)
 	@echo "first the base as it is:"
 	$(BIN)/python inference.py --no-adapter --preset tiny --voice tara --seed 3 --out generated_audio/base --overwrite \
-		--transcribe auto "Good morning, I am so happy to see you today."
+		--transcribe auto "Good morning, how are you today? I am very happy to see you."
 	@echo
 	@echo "then a new voice, from the recordings in data/corpus:"
 	$(BIN)/python orpheus_sft_unsloth.py --preset tiny --resume --overwrite-samples
