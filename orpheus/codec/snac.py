@@ -23,6 +23,7 @@ from orpheus.format.tokens import CODEBOOK_SIZE, LAYER_RATE, ORPHEUS, Codes
 from orpheus.model.checks import check_numbers
 from orpheus.model.hub import fetch, local_folder
 from orpheus.model.provenance import read_json
+from orpheus.threads import NARROW, threads
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ SAMPLES_PER_FRAME = HOP_LENGTH * LATENTS_PER_FRAME
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference; the published codec has the second
 DECODE_FRAMES = 16  # frames that `decode` computes at a time: bounds its memory, and is fastest on a CPU (caches)
+FEW_FRAMES = 4  # that a narrow codec decodes more quickly in one thread
 ROWS_ON_CPU = 4  # streams that a CPU computes as one batch: the weights are read once for all; more leave the caches
 
 
@@ -53,6 +55,7 @@ class SnacCodec:
         self._encoder = folded_encoder(model, layers)
         self.name = name
         self.device: torch.device = self._tables[0].device
+        self._narrow = self.device.type == "cpu" and self._tables[0].shape[1] <= NARROW
         if self.device.type == "cuda":
             _compute_exactly()
 
@@ -199,7 +202,8 @@ class SnacCodec:
         for (frames, *_), group in groups.items():
             for rows in (group[i : i + at_once] for i in range(0, len(group), at_once)):
                 together = [streams[row] for row in rows]
-                with torch.inference_mode():
+                alone = self._narrow and len(rows) * frames <= FEW_FRAMES
+                with torch.inference_mode(), threads(1 if alone else None):
                     latents = self._latents([codes[row] for row in rows])
                     out = self._push(latents, [stream._state for stream in together])[:, 0].float().cpu().numpy()
                 for row, stream, audio in zip(rows, together, out, strict=True):

@@ -7,14 +7,13 @@ sure; a sound that fades goes on after that, so each span is widened as long as 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from orpheus.audio.recordings import SAMPLE_RATE_HZ
 from orpheus.errors import MissingPackage
+from orpheus.threads import threads
 
 RATE_HZ = 16000  # what the detector was trained on
 SHORTEST_PAUSE_S = 0.1
@@ -64,29 +63,18 @@ def noise_db(levels: np.ndarray, spans: list[tuple[int, int]]) -> float:
 
 def _timestamps(heard: np.ndarray) -> list[dict[str, int]]:
     try:
-        import torch
-
-        with _threads_kept(torch):
+        with threads(1):  # silero-vad sets one for the whole program when it is imported
             from silero_vad import get_speech_timestamps, load_silero_vad
     except ImportError as error:
         raise MissingPackage("silero-vad", "finding pauses") from error
-    with _threads_kept(torch):
+    import torch
+
+    with threads(1):  # its layers are tiny
         if not hasattr(_own, "detector"):
             _own.detector = load_silero_vad()
-        torch.set_num_threads(1)  # its layers are tiny: more threads only wait for each other
         return get_speech_timestamps(torch.from_numpy(heard), _own.detector, sampling_rate=RATE_HZ,
                                      min_silence_duration_ms=round(1000 * SHORTEST_PAUSE_S),
                                      min_speech_duration_ms=round(1000 * SHORTEST_SOUND_S))  # fmt: skip
-
-
-@contextmanager
-def _threads_kept(torch: Any) -> Iterator[None]:
-    """PyTorch's number of threads as it was: silero-vad sets it to one for the whole program when it is imported."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _widened(found: list[tuple[int, int]], levels: np.ndarray, length: int) -> list[tuple[int, int]]:

@@ -12,13 +12,14 @@ import torch
 from orpheus.config import SamplingOptions
 from orpheus.engines.torch import engine as torch_engine
 from orpheus.engines.torch import frames
-from orpheus.engines.torch.cpu import quick_products
+from orpheus.engines.torch.cpu import FEW_ROWS, quick_products, turned_head
 from orpheus.engines.torch.engine import TorchEngine
 from orpheus.engines.torch.llama import LlamaDecoder, why_not_llama
 from orpheus.engines.torch.transformers import TransformersDecoder
 from orpheus.errors import UserError
 from orpheus.model.adapter import attach_adapter, merge
 from orpheus.model.base import load_base
+from orpheus.threads import NARROW
 from tests.support import old_engine
 from tests.support.slotted import slotted
 from tests.support.tiny import build_base
@@ -329,6 +330,31 @@ def test_the_quick_product_is_as_exact():
     for rows, dtype in ((2, torch.bfloat16), (1, torch.float32)):
         with quick_products(cpu, dtype, rows):
             assert torch.backends.mkldnn.enabled == before
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_a_narrow_model_is_as_exact(engine, rows):
+    """Its turned head and the one thread change rounding alone, and the threads are as before afterwards."""
+    decoder = LlamaDecoder(engine.loaded.model, rows, 8)
+    hidden = torch.randn(rows, decoder.embed.weight.shape[1])
+    exact = hidden.double() @ decoder.head.weight.double().T
+    before, some = torch.get_num_threads(), [range(7, 40), range(100, 101)]
+    torch.set_num_threads(2)
+    try:
+        assert engine.narrow and decoder.turned is not None
+        with engine.computing(rows):
+            inside = torch.get_num_threads()
+            whole, part = decoder.logits(hidden, None), decoder.logits(hidden, some)
+        assert inside == (1 if rows <= FEW_ROWS else 2) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(whole, exact.float())
+    torch.testing.assert_close(part, torch.cat([exact[:, r.start : r.stop] for r in some], dim=1).float())
+
+
+@pytest.mark.parametrize("change", [{"bias": True}, {"in_features": NARROW + 1}, {"dtype": torch.bfloat16}])
+def test_other_heads_stay_as_they_are(change):
+    assert turned_head(torch.nn.Linear(**{"in_features": 8, "out_features": 9, "bias": False} | change)) is None
 
 
 @pytest.mark.gpu

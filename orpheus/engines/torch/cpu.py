@@ -1,4 +1,4 @@
-"""Which of PyTorch's kernels multiplies a row with a matrix on a CPU."""
+"""How a row is multiplied with a matrix on a CPU: with which kernel, and how the matrix lies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from orpheus.threads import NARROW
+
 MEASURED_ON = "AVX512"  # the capability (as PyTorch calls it) of the CPUs on which PyTorch's own kernel won
+
+FEW_ROWS = 3  # so many rows of a narrow model go through it more quickly by a turned head and one thread
 
 _lock = threading.Lock()
 _users = 0  # steps under way that want oneDNN off; the switch goes back after the last
@@ -40,3 +44,19 @@ def quick_products(device: Any, dtype: Any, rows: int) -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 onednn.enabled = _before
+
+
+def turned_head(head: Any) -> Any:
+    """A copy of a narrow float32 output head as [H, vocabulary], on a CPU; None for any other head.
+
+    With one row, that of [32746, 192] takes 1.6 ms, and 5.8 ms as the model has it (an AMD EPYC without AVX-512): a
+    third of a token of the embedded base.
+    """
+    import torch
+
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return None
+    weight = head.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.shape[1] > NARROW:
+        return None
+    return weight.detach().t().contiguous()

@@ -11,12 +11,13 @@ from typing import Any
 from orpheus.config import SamplingOptions
 from orpheus.engines.base import check_lengths
 from orpheus.engines.batch import Batch
-from orpheus.engines.torch.cpu import quick_products
+from orpheus.engines.torch.cpu import FEW_ROWS, quick_products
 from orpheus.engines.torch.frames import BOUND_STEP, CudaGraphs, Frames
 from orpheus.engines.torch.llama import LlamaDecoder, why_not_llama
 from orpheus.engines.torch.transformers import TransformersDecoder
 from orpheus.format.tokens import FRAME_SLOTS
 from orpheus.model.base import LoadedModel
+from orpheus.threads import NARROW, threads
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class TorchEngine:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.layout = loaded.layout
+        self.narrow = loaded.device.type == "cpu" and loaded.model.get_input_embeddings().weight.shape[1] <= NARROW
         loaded.model.eval()
         reason = why_not_llama(loaded.model)
         if reason:
@@ -119,5 +121,9 @@ class TorchEngine:
         import torch
 
         device, dtype = self.loaded.device, self.loaded.dtype
-        with torch.inference_mode(), quick_products(device, dtype, 2 if prompts else rows):
+        with (
+            torch.inference_mode(),
+            quick_products(device, dtype, 2 if prompts else rows),
+            threads(1 if self.narrow and rows <= FEW_ROWS else None),
+        ):
             yield

@@ -11,6 +11,7 @@ from copy import copy
 from typing import Any, Self
 
 from orpheus.engines.batch import take
+from orpheus.engines.torch.cpu import FEW_ROWS, turned_head
 
 
 def why_not_llama(model: Any) -> str | None:
@@ -48,6 +49,7 @@ class LlamaDecoder:
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         self.embed, self.layers, self.norm = base.model.embed_tokens, base.model.layers, base.model.norm
         self.head, config = base.lm_head, base.config
+        self.turned = turned_head(self.head)
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = self.layers[0].self_attn.head_dim
         like = self.embed.weight
@@ -158,10 +160,14 @@ class LlamaDecoder:
         import torch
 
         if rows is None:
+            if self.turned is not None and len(hidden) <= FEW_ROWS:
+                return hidden @ self.turned
             return self.head(hidden[:, None])[:, 0].float()
         if type(self.head) is not torch.nn.Linear:
             return take(self.logits(hidden, None), rows)
         weight, bias = self.head.weight, self.head.bias
+        if self.turned is not None and len(hidden) <= FEW_ROWS:
+            return torch.cat([hidden @ self.turned[:, r.start : r.stop] for r in rows], dim=1)
         parts = [
             torch.nn.functional.linear(
                 hidden, weight[r.start : r.stop], None if bias is None else bias[r.start : r.stop]
