@@ -7,7 +7,6 @@ sure; a sound that fades goes on after that, so each span is widened as long as 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import numpy as np
 
