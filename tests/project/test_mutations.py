@@ -86,7 +86,7 @@ def read_back(codes: Codes, shift: int = 0) -> Codes:
 
 def test_what_the_codec_keeps_is_understood(listener, codec, spoken):
     texts, codes = spoken
-    assert wrong_words(listener, texts, [codec.decode(read_back(one)) for one in codes]) < 0.3  # Whisper: 0.19
+    assert wrong_words(listener, texts, [codec.decode(read_back(one)) for one in codes]) < 0.25  # 0.15; PocketSphinx 0.08
 
 
 def test_a_wrong_slot_offset_is_heard(listener, codec, spoken):
