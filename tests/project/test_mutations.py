@@ -86,7 +86,9 @@ def read_back(codes: Codes, shift: int = 0) -> Codes:
 
 def test_what_the_codec_keeps_is_understood(listener, codec, spoken):
     texts, codes = spoken
-    assert wrong_words(listener, texts, [codec.decode(read_back(one)) for one in codes]) < 0.25  # 0.15; PocketSphinx 0.08
+    assert (
+        wrong_words(listener, texts, [codec.decode(read_back(one)) for one in codes]) < 0.25
+    )  # 0.15; PocketSphinx 0.08
 
 
 def test_a_wrong_slot_offset_is_heard(listener, codec, spoken):
@@ -96,11 +98,11 @@ def test_a_wrong_slot_offset_is_heard(listener, codec, spoken):
 
 
 def test_a_streaming_window_that_is_too_short_is_heard(listener, codec):
-    """Frames decoded one by one, without those beside them: here by the voice that suffers most."""
-    texts, codes = encoded(codec, "dan")
+    """Frames decoded one by one, without those beside them: here by the voices that suffer most."""
+    texts, codes = (sum(both, []) for both in zip(encoded(codec, "dan"), encoded(codec, "Elise"), strict=True))
     whole = wrong_words(listener, texts, [codec.decode(one) for one in codes])
     cut = [np.concatenate([codec.decode(one.slice(i, i + 1)) for i in range(one.frames)]) for one in codes]
-    assert wrong_words(listener, texts, cut) > whole + 0.1
+    assert wrong_words(listener, texts, cut) > whole + 0.05  # Whisper: 0.16, PocketSphinx: 0.09
 
 
 # ---- text -> prompt -> ids -> speech ----
