@@ -173,8 +173,7 @@ def render(made: Plan, units: dict[str, Unit]) -> np.ndarray:
 
 
 def soften(log_power: np.ndarray, made: Plan) -> None:
-    """Fade units in and out beside a silence, in place. A word's first 5 ms may be the burst of its "k"; and blurred joins
-    cost Whisper half of what it misses of everyday sentences."""
+    """Fade units in and out beside a silence, in place. A word's first 5 ms may be the burst of its "k"."""
     for frame in range(1, len(made.what)):
         if made.index[frame] or made.what[frame] in TAG_FRAMES or made.what[frame - 1] in TAG_FRAMES:
             continue

@@ -64,9 +64,9 @@ def codec() -> SnacCodec:
     return SnacCodec.load(CODEC)
 
 
-def encoded(codec: SnacCodec, voice: str) -> tuple[list[str], list[Codes]]:
-    """Test clips of one voice: their texts and codes."""
-    some = clips("test_corpus", voice)
+def encoded(codec: SnacCodec, *voices: str) -> tuple[list[str], list[Codes]]:
+    """Test clips of some voices: their texts and codes."""
+    some = [clip for voice in voices for clip in clips("test_corpus", voice)]
     return [clip["text"] for clip in some], codec.encode(
         [recordings.read(DATA / "test_corpus" / clip["file_name"]) for clip in some]
     )
@@ -99,7 +99,7 @@ def test_a_wrong_slot_offset_is_heard(listener, codec, spoken):
 
 def test_a_streaming_window_that_is_too_short_is_heard(listener, codec):
     """Frames decoded one by one, without those beside them: here by the voices that suffer most."""
-    texts, codes = (sum(both, []) for both in zip(encoded(codec, "dan"), encoded(codec, "Elise"), strict=True))
+    texts, codes = encoded(codec, "dan", "Elise")
     whole = wrong_words(listener, texts, [codec.decode(one) for one in codes])
     cut = [np.concatenate([codec.decode(one.slice(i, i + 1)) for i in range(one.frames)]) for one in codes]
     assert wrong_words(listener, texts, cut) > whole + 0.05  # Whisper: 0.16, PocketSphinx: 0.09
