@@ -15,9 +15,11 @@ def threads(count: int | None) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
+    if count is None:
+        yield
+        return
+    torch.set_num_threads(count)
     try:
-        if count is not None:
-            torch.set_num_threads(count)
         yield
     finally:
         torch.set_num_threads(before)
