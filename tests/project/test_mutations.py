@@ -64,9 +64,9 @@ def codec() -> SnacCodec:
     return SnacCodec.load(CODEC)
 
 
-def encoded(codec: SnacCodec, *voices: str) -> tuple[list[str], list[Codes]]:
-    """Test clips of some voices: their texts and codes."""
-    some = [clip for voice in voices for clip in clips("test_corpus", voice)]
+def encoded(codec: SnacCodec, voice: str) -> tuple[list[str], list[Codes]]:
+    """Test clips of one voice: their texts and codes."""
+    some = clips("test_corpus", voice)
     return [clip["text"] for clip in some], codec.encode(
         [recordings.read(DATA / "test_corpus" / clip["file_name"]) for clip in some]
     )
@@ -86,9 +86,8 @@ def read_back(codes: Codes, shift: int = 0) -> Codes:
 
 def test_what_the_codec_keeps_is_understood(listener, codec, spoken):
     texts, codes = spoken
-    assert (
-        wrong_words(listener, texts, [codec.decode(read_back(one)) for one in codes]) < 0.25
-    )  # 0.15; PocketSphinx 0.08
+    # Whisper: 0.15, PocketSphinx: 0.08
+    assert wrong_words(listener, texts, [codec.decode(read_back(one)) for one in codes]) < 0.25
 
 
 def test_a_wrong_slot_offset_is_heard(listener, codec, spoken):
@@ -98,11 +97,11 @@ def test_a_wrong_slot_offset_is_heard(listener, codec, spoken):
 
 
 def test_a_streaming_window_that_is_too_short_is_heard(listener, codec):
-    """Frames decoded one by one, without those beside them: here by the voices that suffer most."""
-    texts, codes = encoded(codec, "dan", "Elise")
+    """Frames decoded one by one, without those beside them: here by the voice that suffers most, to each listener."""
+    texts, codes = encoded(codec, "Elise" if isinstance(listener, Whisper) else "dan")
     whole = wrong_words(listener, texts, [codec.decode(one) for one in codes])
     cut = [np.concatenate([codec.decode(one.slice(i, i + 1)) for i in range(one.frames)]) for one in codes]
-    assert wrong_words(listener, texts, cut) > whole + 0.05  # Whisper: 0.16, PocketSphinx: 0.09
+    assert wrong_words(listener, texts, cut) > whole + 0.1  # Whisper: 0.22, PocketSphinx: 0.14
 
 
 # ---- text -> prompt -> ids -> speech ----

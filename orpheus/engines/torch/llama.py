@@ -159,15 +159,15 @@ class LlamaDecoder:
         """
         import torch
 
-        if rows is None:
-            if self.turned is not None and len(hidden) <= FEW_ROWS:
+        if self.turned is not None and len(hidden) <= FEW_ROWS:
+            if rows is None:
                 return hidden @ self.turned
+            return torch.cat([hidden @ self.turned[:, r.start : r.stop] for r in rows], dim=1)
+        if rows is None:
             return self.head(hidden[:, None])[:, 0].float()
         if type(self.head) is not torch.nn.Linear:
             return take(self.logits(hidden, None), rows)
         weight, bias = self.head.weight, self.head.bias
-        if self.turned is not None and len(hidden) <= FEW_ROWS:
-            return torch.cat([hidden @ self.turned[:, r.start : r.stop] for r in rows], dim=1)
         parts = [
             torch.nn.functional.linear(
                 hidden, weight[r.start : r.stop], None if bias is None else bias[r.start : r.stop]
