@@ -149,9 +149,12 @@ def sentence(rng: random.Random) -> str:
     return text[0].upper() + text[1:]
 
 
-def scrambled(rng: random.Random, longest: int = 10) -> str:
-    """One to `longest` words in any order, with marks anywhere: such a text can be spoken only by reading it."""
-    words = rng.choices(vocabulary(), k=rng.randint(1, longest))
+def scrambled(rng: random.Random, longest: int = 10, weights: list[float] | None = None) -> str:
+    """One to `longest` words in any order, with marks anywhere: such a text can be spoken only by reading it.
+
+    `weights` tells how often each word of the vocabulary is drawn.
+    """
+    words = rng.choices(vocabulary(), weights, k=rng.randint(1, longest))
     if rng.random() < 0.2:  # the same word again soon
         words.insert(rng.randrange(len(words) + 1), rng.choice(words))
     text, start = [], True

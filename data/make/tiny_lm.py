@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from codebooks import SIZES, Codebooks
+from fast_ops import speed_up_llama
 from speech import VOICES, Voice, plan, unnamed
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
@@ -28,6 +28,7 @@ SLOT_WEIGHT = 5.0
 LAYER_WEIGHT = (3.0, 1.0, 0.4)  # of the three codebooks: words, then colour, then pitch
 WRONG_SHARE = 0.04  # of the earlier codes that are replaced in training: a wrong one must not lead astray
 READ_LAYER, READ_WEIGHT = 2, 0.3  # where the model must know its place in the text, and what naming it weighs
+KEPT, PRACTICE = 0.9, (0.3, 6.0)  # of a word's loss at each step; least and most often that it is practised
 TEMPERATURE, TOP_P = 0.3, 0.9  # equal sounds have equal codes here, so there is little to draw and nothing to punish
 WIDTH_STEP = 32  # batches are padded to multiples of it: few shapes for the compiler
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
@@ -60,38 +61,6 @@ def tiny_config(tokenizer: Any, layout: TokenLayout) -> LlamaConfig:
     )
 
 
-def plain_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Causal attention of right-padded rows in few bfloat16 operations: 3 times PyTorch's CPU kernel in training."""
-    batch, heads, length, width = query.shape
-    groups = key.shape[1]
-    q = (query * scaling).reshape(batch * groups, heads // groups * length, width)
-    k, v = key.reshape(batch * groups, length, width), value.reshape(batch * groups, length, width)
-    future = torch.full((length, length), -1e4, dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(future.repeat(heads // groups, 1), q, k.transpose(1, 2))
-    out = torch.bmm(torch.softmax(scores, -1, dtype=scores.dtype), v)
-    return out.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
-
-
-ALL_ATTENTION_FUNCTIONS.register("plain", plain_attention)
-
-
-def orthogonal(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """The nearest orthogonal matrix, about, as in torch.optim.Muon; that rounds to bfloat16, which takes two thirds of
-    the training on a processor that has none."""
-    a, b, c = coefficients
-    x = grad.T if grad.size(0) > grad.size(1) else grad
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if grad.size(0) > grad.size(1) else x
-
-
-torch.optim._muon._zeropower_via_newtonschulz = orthogonal  # type: ignore[attr-defined]
-
-
 class TinyModel:
     """A LlamaForCausalLM whose vocabulary is the text, the used codes of each slot, and one row for all others."""
 
@@ -111,13 +80,16 @@ class TinyModel:
             self.row_of_id[ids[0] : ids[0] + rows.stop - rows.start] = np.arange(rows.start, rows.stop)
         unused = int((self.row_of_id == self.never).sum())
         compact = LlamaConfig(**{**self.config.to_dict(), "vocab_size": self.never + 1, "dtype": "float32"})
-        self.lm = LlamaForCausalLM(compact).float().to(device)
-        self.lm.set_attn_implementation("plain")
+        self.lm = speed_up_llama(LlamaForCausalLM(compact).float().to(device))
         width = self.config.hidden_size
         self.reader = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 2 * width, bias=False)).to(device)
         self.lm.model.layers[READ_LAYER].register_forward_hook(self._keep_middle)
         self.bias = torch.zeros(self.never + 1, device=device)
         self.bias[self.never] = float(np.log(unused))
+        forms = [[f" {word}", f" {word.capitalize()}", word.capitalize()] for word in grammar.vocabulary()]
+        self.forms = torch.tensor([[tokenizer.encode(form, add_special_tokens=False)[0] for form in row]
+                                   for row in forms])  # fmt: skip
+        self.missed = torch.ones(self.layout.audio_start, device=device)  # latest loss of the word of each text token
 
     def autocast(self) -> torch.autocast:
         """Bfloat16 where the processor has it; where it would be imitated, it is 4 times slower than float32."""
@@ -231,11 +203,27 @@ class TinyModel:
         full = (torch.rand(len(kinds), device=kinds.device) < full_share) | (kinds == STOP) | (kinds == 0)
         weights = torch.tensor([LAYER_WEIGHT[layer] for layer in SLOT_LAYER] + [LAYER_WEIGHT[0]], device=kinds.device)
         weights = weights[kinds]
-        loss = self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT) @ weights[full]
+        loss = torch.zeros(len(kinds), device=kinds.device)
+        loss = loss.index_put((full,), self._full(h[full], targets[full], kinds[full], slot_weight=SLOT_WEIGHT))
         if not bool(full.all()):
-            loss = loss + self._by_slot(h[~full], targets[~full], kinds[~full]) @ weights[~full]
+            loss = loss.index_put((~full,), self._by_slot(h[~full], targets[~full], kinds[~full]))
+        loss = loss * weights
+        self._remember(words[..., 0].flatten()[use], loss.detach())
+        loss = loss.sum()
         # Once a frame is enough: naming at all seven codes would take a third of the time.
         return loss / weights.sum(), self.reading_loss(words.masked_fill((slots != 0)[..., None], NO_TARGET))
+
+    def _remember(self, words: Tensor, loss: Tensor) -> None:
+        """Keep the loss of each word: `words` [N] holds its token, or NO_TARGET."""
+        words, loss = words[words != NO_TARGET], loss[words != NO_TARGET]
+        size = len(self.missed)
+        count, total = torch.bincount(words, minlength=size), torch.bincount(words, loss, size)
+        self.missed = torch.where(count > 0, KEPT * self.missed + (1 - KEPT) * total / count.clamp(min=1), self.missed)
+
+    def word_weights(self) -> list[float]:
+        """How often each word of the vocabulary should be practised: as it is missed, within limits."""
+        missed = self.missed[self.forms].mean(1)
+        return (missed / missed.mean()).clamp(*PRACTICE).tolist()
 
     @torch.no_grad()
     def evaluate(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
@@ -312,19 +300,20 @@ class Sequences:
     """
 
     def __init__(
-        self, model: TinyModel, books: Codebooks, seed: int = 0, scrambled: float = 0.6, held_out: bool = False
+        self, model: TinyModel, books: Codebooks, seed: int = 0, scrambled: float = 0.8, held_out: bool = False
     ) -> None:
         self.rng, self.scrambled, self.held_out = random.Random(seed), scrambled, held_out
         self.model, self.books, self.pad = model, books, model.layout.pad
         self.longest = 0  # words of the texts; 0: as they come
+        self.weights: list[float] | None = None
 
     def text(self) -> str:
         """A sentence, or words in any order, with a tag here and there."""
         rng = self.rng
         if self.longest:
-            return grammar.scrambled(rng, self.longest)
+            return grammar.scrambled(rng, self.longest, self.weights)
         if rng.random() < self.scrambled:
-            text = grammar.scrambled(rng)
+            text = grammar.scrambled(rng, weights=self.weights)
             for _ in range(rng.choices([0, 1, 2], [75, 20, 5])[0]):
                 text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
             return text
@@ -375,6 +364,7 @@ class Sequences:
         A batch has about `tokens` ids, in rows of similar lengths.
         """
         while True:
+            self.weights = self.model.word_weights()
             examples = sorted((self.example() for _ in range(pool)), key=lambda example: len(example[0]))
             groups: list[list[tuple[np.ndarray, int, np.ndarray]]] = [[]]
             for example in examples:

@@ -12,7 +12,7 @@ import torch
 from orpheus.config import SamplingOptions
 from orpheus.engines.torch import engine as torch_engine
 from orpheus.engines.torch import frames
-from orpheus.engines.torch.cpu import FEW_ROWS, quick_products, turned_head
+from orpheus.engines.torch.cpu import FEW_ROWS, TurnedHead, quick_products, turned_head
 from orpheus.engines.torch.engine import TorchEngine
 from orpheus.engines.torch.llama import LlamaDecoder, why_not_llama
 from orpheus.engines.torch.transformers import TransformersDecoder
@@ -350,6 +350,15 @@ def test_a_narrow_model_is_as_exact(engine, rows):
         torch.set_num_threads(before)
     torch.testing.assert_close(whole, exact.float())
     torch.testing.assert_close(part, torch.cat([exact[:, r.start : r.stop] for r in some], dim=1).float())
+
+
+def test_equal_rows_of_a_head_are_multiplied_once():
+    weight = torch.randn(5, 8)[[0, 0, 1, 2, 2, 2, 0, 3, 4]]
+    head, hidden = TurnedHead(weight), torch.randn(3, 8)
+    assert head.weight.shape == (8, 6)  # of equal rows, only neighbours
+    for rows in (None, [range(1, 5)], [range(5, 9), range(1)]):
+        exact = hidden @ (weight if rows is None else torch.cat([weight[r.start : r.stop] for r in rows])).T
+        torch.testing.assert_close(head.logits(hidden, rows), exact)
 
 
 @pytest.mark.parametrize("change", [{"bias": True}, {"in_features": NARROW + 1}, {"dtype": torch.bfloat16}])

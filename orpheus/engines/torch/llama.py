@@ -160,9 +160,7 @@ class LlamaDecoder:
         import torch
 
         if self.turned is not None and len(hidden) <= FEW_ROWS:
-            if rows is None:
-                return hidden @ self.turned
-            return torch.cat([hidden @ self.turned[:, r.start : r.stop] for r in rows], dim=1)
+            return self.turned.logits(hidden, rows)
         if rows is None:
             return self.head(hidden[:, None])[:, 0].float()
         if type(self.head) is not torch.nn.Linear:
