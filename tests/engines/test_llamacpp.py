@@ -134,7 +134,7 @@ def test_an_adapter_goes_into_the_file(tmp_path, loaded, prompts):
     assert (tts.has_adapter, tts.trained_voices, tts.codec.name) == (True, ("ben",), TINY.codec)
     assert tts.base_voices == ()  # the adapter did not note any
     own = LlamaCppContext(tts.engine.model, 64).feed(prompts[0]).copy()
-    assert np.abs(own - torch_scores(loaded)(prompts[0])[-1]).max() > 0.05
+    assert np.abs(own - torch_scores(loaded)(prompts[0])[-1]).max() > 0.1
 
 
 # ---- the engine ----

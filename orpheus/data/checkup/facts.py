@@ -25,7 +25,7 @@ LONG_S, SHORT_S = 15.0, 1.0  # clips over 15 s end less surely; under 1 s they t
 MANY = 0.1  # share of such clips that is worth a word
 ABRUPT_DB = -15.0  # of the first or last 30 ms, on the average
 SAMPLE = 8  # clips that the codec is tried with
-TOY_DB, TOY_ERRORS = 6.5, 0.25  # what a codec loses when words are lost: spectral distance, more wrong words
+TOY_DB, TOY_ERRORS = 6.0, 0.25  # what a codec loses when words are lost: spectral distance, more wrong words
 T4_SECONDS = (
     1105 / 10800
 )  # for a second of recordings and epoch: 18 min 25 s for 3 h, 4 bit, as Unsloth's notebook says
