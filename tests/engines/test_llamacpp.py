@@ -111,7 +111,7 @@ def test_greedy_ids_are_those_of_torch(kind, files, loaded, prompts, capsys):
 
 @pytest.mark.parametrize("decoding", ["strict", "framed"])
 def test_the_same_seed_draws_the_same_ids_as_torch(decoding, engine, loaded, prompts):
-    options = dict(max_new_tokens=100, decoding=decoding, temperature=0.8)
+    options = dict(max_new_tokens=100, decoding=decoding, temperature=1.2)
     ours = run(engine, prompts[:3], [5, 6, 7], **options)
     assert ours == run(TorchEngine(loaded), prompts[:3], [5, 6, 7], **options)
     assert ours == run(engine, prompts[:3], [5, 6, 7], **options) != run(engine, prompts[:3], [8, 9, 10], **options)
