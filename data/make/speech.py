@@ -55,7 +55,7 @@ VOICES = {
     "Elise": Voice("slt", 1.0, 15),  # the new voice of the embedded corpus: the base model never hears it
     "tara": Voice("slt", 0.93, 19),
     "leo": Voice("rms", 1.0, 9),
-    "dan": Voice("awb", 1.0, 11),
+    "dan": Voice("rms", 1.08, 13),
 }
 
 
