@@ -139,7 +139,9 @@ def test_a_terminal_gets_no_pcm(monkeypatch):
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(ROOT / "inference.py"), *TINY, *arguments], cwd=cwd,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            # A shell's background job ignores Ctrl-C, and so would what it starts.
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
 def test_pcm_into_a_pipe_that_closes(tmp_path):
