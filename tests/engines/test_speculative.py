@@ -235,11 +235,11 @@ def test_without_chance_the_ids_are_the_engine_s_own(embedded, drafted):
 
 def test_a_row_ends_where_it_should_and_a_seed_gives_the_same_again(embedded, drafted):
     loaded, prompt = embedded
-    first, same, *others = (
+    first, same, other = (
         rows_of(drafted, [prompt], SamplingOptions(temperature=1.2, max_new_tokens=400), [seed])[0]
-        for seed in (3, 3, 6, 7, 10)
+        for seed in (3, 3, 6)  # so sure is the base that some others draw what 3 does
     )
-    assert first == same and any(other != first for other in others)  # a sure base often draws the same again
+    assert first == same != other
     legal = [loaded.layout.legal(token_id, place) for place, token_id in enumerate(first)]
     assert all(legal[:-1]) and first[-1] == loaded.layout.end_of_speech
     for most in (1, 5, 12):  # also in the middle of a block
