@@ -19,6 +19,7 @@ from fast_ops import speed_up_llama
 from speech import VOICES, Voice, plan, unnamed
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from units import SHORT_WORDS
 
 from orpheus.format.prompt import Renderer
 from orpheus.format.tokens import CODEBOOK_SIZE, FRAME_SLOTS, SLOT_LAYER, Codes, TokenLayout
@@ -29,6 +30,7 @@ LAYER_WEIGHT = (3.0, 1.0, 0.4)  # of the three codebooks: words, then colour, th
 WRONG_SHARE = 0.04  # of the earlier codes that are replaced in training: a wrong one must not lead astray
 READ_LAYER, READ_WEIGHT = 2, 0.3  # where the model must know its place in the text, and what naming it weighs
 KEPT, PRACTICE = 0.9, (0.3, 6.0)  # of a word's loss at each step; least and most often that it is practised
+SMALL_WORDS = 12.0  # how much oftener small words come in half of the texts in any order: speech is full of them
 TEMPERATURE, TOP_P = 0.3, 0.9  # equal sounds have equal codes here, so there is little to draw and nothing to punish
 WIDTH_STEP = 32  # batches are padded to multiples of it: few shapes for the compiler
 NO_TARGET, STOP = -1, FRAME_SLOTS  # slots of positions without loss, and of end_of_speech and end_of_ai
@@ -306,6 +308,7 @@ class Sequences:
         self.model, self.books, self.pad = model, books, model.layout.pad
         self.longest = 0  # words of the texts; 0: as they come
         self.weights: list[float] | None = None
+        self.small = [word.lower() in SHORT_WORDS for word in grammar.vocabulary()]
 
     def text(self) -> str:
         """A sentence, or words in any order, with a tag here and there."""
@@ -313,7 +316,10 @@ class Sequences:
         if self.longest:
             return grammar.scrambled(rng, self.longest, self.weights)
         if rng.random() < self.scrambled:
-            text = grammar.scrambled(rng, weights=self.weights)
+            weights = self.weights
+            if weights and not self.held_out and rng.random() < 0.5:
+                weights = [w * SMALL_WORDS if small else w for w, small in zip(weights, self.small, strict=True)]
+            text = grammar.scrambled(rng, weights=weights)
             for _ in range(rng.choices([0, 1, 2], [75, 20, 5])[0]):
                 text = grammar.insert_tag(rng, text, rng.choice(grammar.TAGS))
             return text

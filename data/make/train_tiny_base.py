@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING:
     from tiny_lm import Sequences, TinyModel
 
-SHORT_PART, SHORT_WORDS = 0.2, 3  # it begins with texts of few words: where all is near, words are learnt sooner
+SHORT_PART, SHORT_WORDS = 0.2, 3  # a new base begins with few words: where all is near, they are learnt sooner
 TESTED = 8  # batches of held-out sentences, and of words in any order, that are measured at each save
 
 
@@ -93,7 +93,7 @@ class Run:
         for batch in self.data.batches(self.args.tokens):
             if self.done >= 1:
                 break
-            self.data.longest = SHORT_WORDS if self.done < SHORT_PART else 0
+            self.data.longest = SHORT_WORDS if self.done < SHORT_PART and not self.args.start else 0
             latest = np.array(self.update(batch))
             means = latest if means is None else 0.98 * means + 0.02 * latest
             if self.step % 50 == 0:
