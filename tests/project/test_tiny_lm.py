@@ -112,6 +112,23 @@ def test_reading_is_learnt_below_the_layer_that_must_know_it(model, books, monke
     assert model.losses(ids, slots, words * 0 - 1, 0.1)[1] == 0
 
 
+def test_small_words_are_practised_oftener_and_not_tested_oftener(model, books):
+    import grammar
+    from tiny_lm import Sequences
+    from units import SHORT_WORDS
+
+    shares = {}
+    for held_out in (False, True):
+        made = Sequences(model, books, seed=1, scrambled=1.0, held_out=held_out)
+        made.weights = model.word_weights()
+        said = [word for _ in range(400) for word in grammar.spoken_words(made.text()).split()]
+        shares[held_out] = np.mean([word in SHORT_WORDS for word in said])
+    equal = np.mean([word.lower() in SHORT_WORDS for word in grammar.vocabulary()])
+    # In half of the texts, 12 times as often: (0.42 + 0.056) / 2.
+    assert shares[False] == pytest.approx(0.24, abs=0.04)
+    assert shares[True] == pytest.approx(equal, abs=0.02)
+
+
 def test_saved_and_loaded_weights_are_the_same(model, tmp_path):
     import torch
 
