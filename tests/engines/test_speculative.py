@@ -19,6 +19,7 @@ from orpheus.engines.sampling import sample
 from orpheus.engines.torch.engine import TorchEngine
 from orpheus.engines.torch.speculative import Cached, SpeculativeEngine, distribution, judge, marks, pick, speculate
 from orpheus.errors import UserError
+from orpheus.format.prompt import Renderer
 from orpheus.model.base import four_bit_copy, load_base
 from orpheus.speak.inference import load_voice
 from tests.support.voices import rows_of
@@ -30,8 +31,6 @@ GRID = 24  # uniform numbers stand in the middle of as many intervals
 @pytest.fixture(scope="module")
 def embedded():
     """The embedded base, which is really trained, and a prompt for it."""
-    from orpheus.format.prompt import Renderer
-
     loaded = load_base(PRESETS["tiny"].base, load_in_4bit=False)
     return loaded, Renderer(loaded.tokenizer, loaded.layout).prompt("Hello there.", "tara")
 
@@ -164,8 +163,6 @@ def test_feeding_several_ids_gives_the_scores_of_one_at_a_time(embedded):
 
 def test_on_the_embedded_base_the_first_ids_are_those_of_strict_decoding(embedded):
     """Pairs of first ids, by a draft that is often wrong, and strict's own, against their exact probabilities."""
-    from orpheus.format.prompt import Renderer
-
     loaded, _ = embedded
     model, draft = Cached(loaded, 128), Cached(loaded, 128, layers=4, framed=True)
     vocabulary = len(loaded.model.lm_head.weight)
@@ -184,7 +181,7 @@ def test_on_the_embedded_base_the_first_ids_are_those_of_strict_decoding(embedde
         start = Renderer(loaded.tokenizer, loaded.layout).prompt(text, None)
         best = SamplingOptions(temperature=0, max_new_tokens=70)
         spoken = [token for _, token in TorchEngine(loaded).stream([start], best, [0])]
-        yield from ([*start, *spoken[:n]] for n in range(7, 70, 7))
+        yield from ([*start, *spoken[:n]] for n in range(7, len(spoken), 7))
 
     texts = ("Why?", "Good morning.", "Yes, I see.", "Nine.", "One two three.")
     prompt = next(ids for text in texts for ids in beginnings(text) if undecided(ids))
@@ -246,19 +243,17 @@ def test_without_chance_the_ids_are_the_engine_s_own(embedded, drafted):
 
 
 def test_a_row_ends_where_it_should_and_a_seed_gives_the_same_again(embedded, drafted):
-    from orpheus.format.prompt import Renderer
-
     loaded, _ = embedded
     prompt = Renderer(loaded.tokenizer, loaded.layout).prompt("Hello there.", None)  # who speaks is left to the seed
     first, same, other = (
-        rows_of(drafted, [prompt], SamplingOptions(temperature=1.0, max_new_tokens=400), [seed])[0]
+        rows_of(drafted, [prompt], SamplingOptions(temperature=1.2, max_new_tokens=400), [seed])[0]
         for seed in (3, 3, 4)
     )
     assert first == same != other
     legal = [loaded.layout.legal(token_id, place) for place, token_id in enumerate(first)]
     assert all(legal[:-1]) and first[-1] == loaded.layout.end_of_speech
     for most in (1, 5, 12):  # also in the middle of a block
-        assert rows_of(drafted, [prompt], SamplingOptions(temperature=1.0, max_new_tokens=most), [3])[0] == first[:most]
+        assert rows_of(drafted, [prompt], SamplingOptions(temperature=1.2, max_new_tokens=most), [3])[0] == first[:most]
 
 
 def test_what_it_does_not_do_better_is_left_to_the_engine(embedded, drafted):

@@ -64,9 +64,9 @@ def codec() -> SnacCodec:
     return SnacCodec.load(CODEC)
 
 
-def encoded(codec: SnacCodec, voice: str) -> tuple[list[str], list[Codes]]:
-    """Test clips of one voice: their texts and codes."""
-    some = clips("test_corpus", voice)
+def encoded(codec: SnacCodec, *voices: str) -> tuple[list[str], list[Codes]]:
+    """Test clips of these voices: their texts and codes."""
+    some = [clip for voice in voices for clip in clips("test_corpus", voice)]
     return [clip["text"] for clip in some], codec.encode(
         [recordings.read(DATA / "test_corpus" / clip["file_name"]) for clip in some]
     )
@@ -107,8 +107,7 @@ def test_a_streaming_window_that_is_too_short_is_heard(listener, codec):
 
     PocketSphinx, which knows the grammar's words, understands them nevertheless.
     """
-    (texts, codes), (more_texts, more_codes) = encoded(codec, "dan"), encoded(codec, "Elise")
-    texts, codes = texts + more_texts, codes + more_codes
+    texts, codes = encoded(codec, "dan", "Elise")
     whole = [codec.decode(one) for one in codes]
     cut = [np.concatenate([codec.decode(one.slice(i, i + 1)) for i in range(one.frames)]) for one in codes]
     assert heard_again(codec, codes, cut) < heard_again(codec, codes, whole) - 0.1  # 0.63, 0.82
